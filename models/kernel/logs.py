@@ -1,0 +1,66 @@
+"""Logs as JSON lines, one object each, carrying what the present work is about.
+
+`about(correlation_id=..., ticket_id=..., action=...)` binds fields for the length
+of a block; every line logged inside carries them. Values are never secrets: the
+door that reads credentials binds the client's name, not its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from models.kernel.settings import settings
+
+EMPTY: dict[str, Any] = {}
+present: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("present", default=EMPTY)
+
+STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+@contextlib.contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """Bind fields to every line logged inside the block."""
+    token = present.set({**present.get(), **fields})
+    try:
+        yield
+    finally:
+        present.reset(token)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: at, level, logger, message, bound fields, extra fields."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "role": self.role,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **present.get(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in STANDARD})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(role: str) -> None:
+    """Send this process's logs to stderr as JSON lines; `role` names the process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(role))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings().log_level)
+    logging.captureWarnings(True)

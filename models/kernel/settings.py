@@ -1,0 +1,218 @@
+"""The one door to the environment: every setting, its default and its check.
+
+``load`` turns a mapping of environment variables into a frozen ``Settings`` or
+raises ``InvalidSettings`` naming each variable that is wrong. A variable that
+starts with ``ORCHESTRATOR_`` and is not known is refused together with the
+nearest known name, so that a misspelt limit can never be silently ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from models.kernel.errors import InvalidSettings
+
+PREFIX = "ORCHESTRATOR_"
+PERMISSIONS = frozenset({"read", "write", "admin"})
+
+Parser = Callable[[str], Any]
+
+
+def whole(low: int, high: int) -> Parser:
+    """A whole number in [low, high]."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Parser:
+    """A decimal number in [low, high]."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def one_of(*choices: str) -> Parser:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in {"1", "0", "true", "false", "yes", "no"}:
+        raise ValueError("must be true or false")
+    return lowered in {"1", "true", "yes"}
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
+
+
+def permissions(text: str) -> frozenset[str]:
+    found = words(text)
+    unknown = found - PERMISSIONS
+    if unknown:
+        raise ValueError(f"unknown permission {sorted(unknown)[0]!r}")
+    return found
+
+
+def url(*schemes: str) -> Parser:
+    def parse(text: str) -> str:
+        scheme, separator, _ = text.partition("://")
+        if not separator or scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
+        return text
+
+    return parse
+
+
+def postgres_url(text: str) -> str:
+    """``postgres://`` and ``postgresql://`` both mean the psycopg2 driver here."""
+    for scheme in ("postgresql+psycopg2://", "postgresql://", "postgres://"):
+        if text.startswith(scheme):
+            return "postgresql+psycopg2://" + text.removeprefix(scheme)
+    raise ValueError("must start with postgresql://")
+
+
+def setting(parse: Parser, default: Any, help: str, env: str | None = None) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help, "env": env})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting of the service. Durations are seconds unless the name says otherwise."""
+
+    # where things are
+    home: Path = setting(Path, Path(".orchestrator"), "data, sockets, logs and the admin token")
+    database_url: str = setting(
+        postgres_url, "", "Postgres 15 or newer; empty means the embedded one", env="DATABASE_URL"
+    )
+    broker_url: str = setting(
+        url("redis", "rediss", "redis+socket"), "", "Redis or Valkey 7 or newer; empty means embedded", env="BROKER_URL"
+    )
+    host: str = setting(str, "127.0.0.1", "address the API and Flower listen on")
+    port: int = setting(whole(1, 65535), 8000, "the API's port", env="PORT")
+    flower_port: int = setting(whole(1, 65535), 5555, "Flower's port", env="FLOWER_PORT")
+    flower_auth: str = setting(str, "", "user:password that Flower asks for; empty on loopback means open")
+    log_level: str = setting(one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least severe line logged")
+
+    # the web
+    web_processes: int = setting(whole(1, 64), 2, "web processes behind the port")
+    web_threads: int = setting(whole(2, 256), 8, "request threads in each web process")
+    max_body_bytes: int = setting(whole(1024, 64 * 2**20), 2**20, "largest request body")
+    metrics_public: bool = setting(flag, True, "whether GET /metrics needs no credential")
+    process_roles: frozenset[str] = setting(
+        words,
+        frozenset({"web", "dispatcher", "guardian", "io", "cpu", "beat", "flower"}),
+        "process roles that /readyz waits for",
+    )
+
+    # credentials
+    jwt_algorithm: str = setting(one_of("HS256", "RS256"), "HS256", "how JWTs are signed", env="JWT_ALGORITHM")
+    jwt_secret_key: str = setting(str, "", "HS256 secret, at least 32 bytes; empty refuses JWTs", env="JWT_SECRET_KEY")
+    jwt_public_key: str = setting(str, "", "RS256 public key, PEM text or a file's path", env="JWT_PUBLIC_KEY")
+    jwt_jwks_file: str = setting(str, "", "RS256 key set (JWKS), a file's path")
+    jwt_issuer: str = setting(str, "", "required iss claim; empty accepts any")
+    jwt_audience: str = setting(str, "", "required aud claim; empty accepts none")
+    anonymous_permissions: frozenset[str] = setting(
+        permissions, frozenset(), "what a caller without a credential may do (loopback only)", env="ANONYMOUS_PERMISSIONS"
+    )
+
+    # the kernel
+    database_pool: int = setting(whole(1, 200), 10, "database connections in each process")
+    lock_timeout: float = setting(number(0.1, 60), 3.0, "longest wait for a row lock")
+    statement_timeout: float = setting(number(0.1, 600), 10.0, "longest statement")
+    lease_seconds: float = setting(number(1, 600), 15.0, "how long a worker may be silent before its lease ends")
+    dispatch_seconds: float = setting(number(0.05, 60), 1.0, "the dispatcher's pace when nothing wakes it")
+    dispatch_window: int = setting(whole(1, 10_000), 24, "most messages waiting in one Celery queue")
+    redispatch_seconds: float = setting(number(0.5, 3600), 5.0, "silence after which a message counts as lost")
+    aging_seconds: float = setting(number(1, 86_400), 60.0, "wait after which a job may pass higher priorities")
+    io_concurrency: int = setting(whole(1, 500), 20, "threads of the I/O worker")
+    cpu_concurrency: int = setting(whole(1, 64), 2, "processes of the CPU worker")
+    ledger_partition_rows: int = setting(whole(1000, 10**9), 5_000_000, "ledger rows in one partition")
+
+    # tickets
+    driver: str = setting(one_of("sim", "http"), "sim", "what carries robot commands")
+    actuator_url: str = setting(url("http", "https"), "http://127.0.0.1:8001", "the actuator bus of the http driver")
+    actuator_timeout: float = setting(number(0.05, 60), 2.0, "longest wait for one answer of the actuator bus")
+    sim_time_scale: float = setting(number(0.01, 1000), 1.0, "simulated seconds in one real second")
+    execute_expiry_seconds: int = setting(whole(1, 86_400), 300, "how long an accepted motion may wait to start")
+
+    def __post_init__(self) -> None:
+        if self.anonymous_permissions and not is_loopback(self.host):
+            raise ValueError("ANONYMOUS_PERMISSIONS is only allowed while ORCHESTRATOR_HOST is a loopback address")
+        if self.jwt_secret_key and len(self.jwt_secret_key.encode()) < 32:
+            raise ValueError("JWT_SECRET_KEY must have at least 32 bytes (RFC 7518, section 3.2)")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def variable_of(item: Any) -> str:
+    """The environment variable that sets a field of ``Settings``."""
+    return str(item.metadata["env"] or PREFIX + item.name.upper())
+
+
+def variables() -> dict[str, Any]:
+    return {variable_of(item): item for item in fields(Settings)}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read and check all settings.
+
+    Raises InvalidSettings with one line for each variable that is wrong.
+    """
+    known = variables()
+    problems = [refuse_unknown(name, known) for name in environ if name.startswith(PREFIX) and name not in known]
+    values: dict[str, Any] = {}
+    for name, item in known.items():
+        text = environ.get(name, "")
+        if not text:
+            continue
+        try:
+            values[item.name] = item.metadata["parse"](text)
+        except ValueError as error:
+            problems.append(f"{name}={text!r}: {error}")
+    if problems:
+        raise InvalidSettings("\n".join(problems))
+    try:
+        return Settings(**values)
+    except ValueError as error:
+        raise InvalidSettings(str(error)) from None
+
+
+def refuse_unknown(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name} is not a setting{hint}"
+
+
+@functools.cache
+def settings() -> Settings:
+    """The settings of this process, read once from its environment."""
+    return load(os.environ)
