@@ -1,0 +1,105 @@
+"""The one door to the database.
+
+`statement()` gives a connection on which each statement is its own transaction:
+one round trip, which is all that a create, a take or a settle needs.
+`transaction()` gives one on which everything commits together at the end.
+Both turn a database that is away, busy or too slow into `Unavailable`, so that no
+caller ever sees a driver's exception for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from models.kernel.errors import Conflict, Unavailable
+from models.kernel.settings import Settings, settings
+
+LOCK_NOT_AVAILABLE = "55P03"
+
+
+def to_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def connect_options(chosen: Settings) -> dict[str, Any]:
+    """libpq options: every wait on the server has a deadline, a dead network is noticed in 10 s."""
+    limits = {
+        "lock_timeout": int(chosen.lock_timeout * 1000),
+        "statement_timeout": int(chosen.statement_timeout * 1000),
+        "idle_in_transaction_session_timeout": int(chosen.statement_timeout * 1000),
+    }
+    return {
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()) + " -c timezone=UTC -c jit=off",
+        "connect_timeout": 5,
+        "application_name": "orchestrator",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+
+
+@functools.cache
+def engine() -> Engine:
+    """This process's engine, made on first use so that a forked child makes its own."""
+    chosen = settings()
+    return create_engine(
+        chosen.database_url,
+        pool_size=chosen.database_pool,
+        max_overflow=0,
+        pool_timeout=chosen.lock_timeout,
+        connect_args=connect_options(chosen),
+        json_serializer=to_json,
+        json_deserializer=orjson.loads,
+    )
+
+
+@functools.cache
+def single_statements() -> Engine:
+    return engine().execution_options(isolation_level="AUTOCOMMIT")
+
+
+def forget_engine() -> None:
+    """After a fork: leave the parent's connections alone and start anew."""
+    engine().dispose(close=False)
+    single_statements.cache_clear()
+    engine.cache_clear()
+
+
+@contextlib.contextmanager
+def statement() -> Iterator[Connection]:
+    """A connection on which each statement commits by itself.
+
+    Raises Unavailable when the database is away or too slow, Conflict when a row
+    stayed locked for longer than the lock timeout.
+    """
+    with plain_errors(), single_statements().connect() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def transaction() -> Iterator[Connection]:
+    """A connection whose statements commit together when the block ends, or not at all.
+
+    Raises as `statement` does.
+    """
+    with plain_errors(), engine().begin() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        if isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == LOCK_NOT_AVAILABLE:
+            raise Conflict("Somebody else is changing this right now", code="locked") from error
+        raise Unavailable("The database cannot answer right now", code="database_unavailable") from error
