@@ -1,0 +1,1 @@
+"""The command line and the embedded servers; may use every room, nothing imports it."""

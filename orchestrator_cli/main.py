@@ -1,0 +1,99 @@
+"""The `orchestrator` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models.kernel.errors import InvalidSettings, OrchestratorError
+from models.kernel.settings import load
+from orchestrator_cli.errors import CannotStart
+
+WRONG_SETTINGS = 2
+CANNOT = 1
+
+
+class PlainErrors(click.Group):
+    """Whatever stops a command is one line on stderr, never a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except InvalidSettings as error:
+            refuse("; ".join(error.message.splitlines()), WRONG_SETTINGS)
+        except CannotStart as error:
+            refuse(error.line(), CANNOT)
+        except OrchestratorError as error:
+            refuse(error.message, CANNOT)
+        except OSError as error:
+            refuse(str(error), CANNOT)
+
+
+def refuse(line: str, code: int) -> None:
+    sys.stdout.flush()
+    click.echo(f"orchestrator: {line}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=PlainErrors, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Robot tickets, engine runs, training runs, inference tasks and a droplet mesh over one durable kernel.
+
+    Settings come from the environment: PORT, FLOWER_PORT, DATABASE_URL, BROKER_URL,
+    ORCHESTRATOR_HOME and the rest of models/kernel/settings.py.
+    """
+
+
+def run_up(procfile: Path | None) -> None:
+    from orchestrator_cli.up import up
+
+    up(os.environ, procfile) if procfile else up(os.environ)
+
+
+@main.command()
+@click.option(
+    "--procfile",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Which processes to run; the project's Procfile unless given.",
+)
+def up(procfile: Path | None) -> None:
+    """Start everything and keep it running until Ctrl-C."""
+    run_up(procfile)
+
+
+@main.command()
+@click.option("--down", metavar="REVISION", help="Take the schema back to this revision instead.")
+def migrate(down: str | None) -> None:
+    """Bring the database's schema up to date."""
+    url = database_url()
+    act = migration(down)
+    act(url)
+
+
+def migration(down: str | None) -> Callable[[str], None]:
+    from orchestrator_cli import migrate as steps
+
+    return (lambda url: steps.downgrade(url, down)) if down else steps.upgrade
+
+
+def database_url() -> str:
+    """The database that the settings name, else the running embedded one."""
+    from orchestrator_cli.embedded.postgres import Postgres
+    from orchestrator_cli.home import Home
+
+    chosen = load(os.environ)
+    if chosen.database_url:
+        return chosen.database_url
+    embedded = Postgres(Home.at(chosen.home).directory / "postgres")
+    if not embedded.data.exists() or not embedded.answers():
+        raise CannotStart("no database is running", next_step="start it with `make up` or set DATABASE_URL")
+    return embedded.url()
+
+
+if __name__ == "__main__":
+    main()
