@@ -1,0 +1,1 @@
+"""Room 2, what may be asked. No SQL, no Celery."""

@@ -1,0 +1,1 @@
+"""Robot command tickets."""

@@ -1,0 +1,138 @@
+"""The backlog as the dispatcher works it: which jobs go to a Celery queue next.
+
+Order: priority, then fair share between tenants, then age; one slot in AGING_SHARE goes
+to the oldest job that has waited beyond the aging bound, so that nothing starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+AGING_SHARE = 8
+MOST_REDISPATCHES = 64
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job chosen to be sent, with what its message says."""
+
+    id: int
+    task: str
+    subject_id: str
+    queue: str
+    priority: int
+    correlation_id: str
+
+
+# Loose index scans over (priority, tenant) pairs that have ready jobs, then the heads of each.
+_PICK = text(
+    """
+    WITH RECURSIVE gate AS MATERIALIZED (
+        SELECT pg_try_advisory_xact_lock(hashtext('orchestrator dispatch'), hashtext(:queue)) AS mine
+    ), pairs AS (
+        (SELECT priority, tenant FROM jobs
+          WHERE (SELECT mine FROM gate) AND queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits
+          ORDER BY priority, tenant LIMIT 1)
+        UNION ALL
+        SELECT following.priority, following.tenant FROM pairs, LATERAL (
+            SELECT priority, tenant FROM jobs
+             WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits
+               AND (priority, tenant) > (pairs.priority, pairs.tenant)
+             ORDER BY priority, tenant LIMIT 1) AS following
+    ), heads AS (
+        SELECT head.id, pairs.priority, head.run_at,
+               row_number() OVER (PARTITION BY pairs.priority, pairs.tenant ORDER BY head.run_at, head.id) AS turn
+          FROM pairs, LATERAL (
+            SELECT id, run_at FROM jobs
+             WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits
+               AND priority = pairs.priority AND tenant = pairs.tenant AND run_at <= clock_timestamp()
+             ORDER BY run_at, id LIMIT :slots) AS head
+    ), aged AS (
+        SELECT id FROM heads WHERE run_at < clock_timestamp() - make_interval(secs => :aging)
+         ORDER BY run_at, id LIMIT :aged_slots
+    ), chosen AS (
+        SELECT id FROM aged
+        UNION
+        (SELECT id FROM heads ORDER BY priority, turn, run_at, id LIMIT :slots)
+    ), fitting AS (
+        SELECT heads.id, heads.priority, heads.turn, heads.run_at FROM heads JOIN chosen USING (id)
+         ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at LIMIT :slots
+    ), sent AS (
+        UPDATE jobs SET dispatched_at = clock_timestamp(), dispatches = dispatches + 1
+          FROM fitting WHERE jobs.id = fitting.id AND jobs.fence IS NULL AND jobs.dispatched_at IS NULL
+        RETURNING jobs.id, task, subject_id, queue, jobs.priority, correlation_id, fitting.turn, fitting.run_at
+    )
+    SELECT id, task, subject_id, queue, priority, correlation_id FROM sent ORDER BY priority, turn, run_at, id
+    """
+)
+
+_SEND_AGAIN = text(
+    """
+    WITH silent AS (
+        SELECT id FROM jobs
+         WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NOT NULL
+           AND dispatched_at < clock_timestamp()
+               - make_interval(secs => :patience * least(power(2, dispatches - 1), :most))
+         ORDER BY dispatched_at LIMIT :slots FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET dispatched_at = NULL FROM silent WHERE jobs.id = silent.id
+    """
+)
+
+_PARK = text(
+    """
+    UPDATE jobs SET waits = true, dispatched_at = NULL, dispatches = 0
+     WHERE id = :id AND fence IS NULL AND lane IS NOT NULL
+    """
+)
+
+# Lanes that have waiters and nobody ready or at work: woken here when a race let the settle pass them by.
+_WAKE = text(
+    """
+    WITH RECURSIVE lanes AS (
+        (SELECT lane FROM jobs WHERE lane IS NOT NULL ORDER BY lane LIMIT 1)
+        UNION ALL
+        SELECT (SELECT lane FROM jobs WHERE lane > lanes.lane ORDER BY lane LIMIT 1)
+          FROM lanes WHERE lanes.lane IS NOT NULL
+    ), heads AS (
+        SELECT head.id FROM lanes, LATERAL (
+            SELECT id, waits FROM jobs WHERE jobs.lane = lanes.lane ORDER BY priority, id LIMIT 1) AS head
+         WHERE lanes.lane IS NOT NULL AND head.waits
+           AND NOT EXISTS (SELECT FROM jobs WHERE jobs.lane = lanes.lane AND fence IS NOT NULL)
+    )
+    UPDATE jobs SET waits = false, dispatched_at = NULL FROM heads WHERE jobs.id = heads.id AND waits AND fence IS NULL
+    """
+)
+
+
+def pick_jobs(connection: Connection, queue: str, slots: int, aging_seconds: float) -> Sequence[Ready]:
+    """Mark up to `slots` ready jobs of a queue as sent and answer them in the order to send.
+
+    One dispatcher picks per queue at a time; the others get nothing.
+    """
+    if slots <= 0:
+        return []
+    aged_slots = max(1, slots // AGING_SHARE)
+    rows = connection.execute(
+        _PICK, {"queue": queue, "slots": slots, "aging": aging_seconds, "aged_slots": aged_slots}
+    )
+    return [Ready(*row) for row in rows]
+
+
+def send_again(connection: Connection, queue: str, slots: int, patience_seconds: float) -> int:
+    """Make jobs ready again whose message nobody took; only called while their Celery queue is empty."""
+    parameters = {"queue": queue, "slots": slots, "patience": patience_seconds, "most": MOST_REDISPATCHES}
+    return connection.execute(_SEND_AGAIN, parameters).rowcount
+
+
+def park_job(connection: Connection, job_id: int) -> None:
+    """The job's lane is busy: it waits until the lane wakes it."""
+    connection.execute(_PARK, {"id": job_id})
+
+
+def wake_lanes(connection: Connection) -> int:
+    """Wake the heads of lanes in which nobody is ready or at work."""
+    return connection.execute(_WAKE).rowcount

@@ -1,0 +1,15 @@
+"""The names under which processes remind each other. Hints may be lost, doubled or late; rows decide.
+
+No Redis in this room: the web and the tasks each speak it for themselves.
+"""
+
+from __future__ import annotations
+
+WORK = "orchestrator:work"  # somebody owes work: dispatchers, look
+OUTCOMES = "orchestrator:outcomes"  # "<subject id> ..." ended: whoever waits, look
+
+
+def redis_url(broker_url: str) -> str:
+    """The broker's address as redis-py spells it: kombu writes unix sockets as redis+socket://."""
+    scheme, socket, rest = broker_url.partition("+socket://")
+    return f"unix://{rest.replace('virtual_host', 'db')}" if socket and scheme == "redis" else broker_url

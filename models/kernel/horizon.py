@@ -1,0 +1,43 @@
+"""The horizon: the highest ledger seq below which nothing can commit any more.
+
+A seq is drawn before its transaction commits, so the highest one that a reader saw
+says nothing about lower ones. But whoever has drawn one holds RowExclusiveLock on the
+ledger until it ends. So: read the sequence, list the virtual transactions that hold
+the lock, and once those have ended, everything up to the number read is decided.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Text
+
+from models.kernel import clock
+
+_LAST = text("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM ledger_seq")
+_WRITERS = text(
+    """
+    SELECT coalesce(array_agg(virtualtransaction), '{}') FROM pg_locks
+     WHERE relation = 'ledger'::regclass AND mode = 'RowExclusiveLock' AND granted AND pid <> pg_backend_pid()
+    """
+)
+_REMAINING = text(
+    """
+    SELECT count(*) FROM pg_locks
+     WHERE relation = 'ledger'::regclass AND mode = 'RowExclusiveLock' AND virtualtransaction = ANY(:writers)
+    """
+).bindparams(bindparam("writers", type_=ARRAY(Text)))
+
+
+def find_horizon(connection: Connection, patience_seconds: float = 1.0) -> int | None:
+    """A seq up to which the ledger is decided, or None when a writer outlasts the patience.
+
+    `connection` must commit each statement by itself: a single snapshot would see nothing end.
+    """
+    last = int(connection.scalar(_LAST) or 0)
+    writers = connection.scalar(_WRITERS)
+    deadline = clock.monotonic() + patience_seconds
+    while writers and connection.scalar(_REMAINING, {"writers": writers}):
+        if clock.monotonic() > deadline:
+            return None
+    return last

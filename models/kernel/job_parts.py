@@ -1,0 +1,156 @@
+"""The parts of a transition's statement that touch jobs; see `transition` for the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CTE, BigInteger, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, select
+from sqlalchemy import update as update_
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from models.kernel.jobs import Spec, fence_seq, jobs
+
+LANE_INDEX = "jobs_lane_leased_ix"
+TEXTS: ARRAY[str] = ARRAY(Text)
+
+
+def seconds(value: Any) -> Any:
+    """A number of seconds as an interval."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, value)
+
+
+def as_column(value: Any, kind: Any) -> Any:
+    return value if hasattr(value, "label") else cast(literal(value), kind)
+
+
+def held(kind: str, given: CTE, *, leasing: bool) -> CTE:
+    """The given jobs, locked in id order: takeable ones, or those under the given fence."""
+    now = func.clock_timestamp()
+    takeable = and_(
+        jobs.c.fence.is_(None),
+        jobs.c.run_at <= now,
+        jobs.c.attempt < jobs.c.max_attempts,
+        func.coalesce(jobs.c.expires_at, func.to_timestamp(cast("infinity", Double))) > now,
+    )
+    guard = takeable if leasing else jobs.c.fence == given.c.fence
+    return (
+        select(jobs.c.id.label("job_id"), jobs.c.subject_id)
+        .where(jobs.c.id == given.c.job_id, jobs.c.subject_kind == kind, guard)
+        .order_by(jobs.c.id)
+        .with_for_update(of=jobs)
+        .cte("held")
+    )
+
+
+def held_by_subject(kind: str, given: CTE) -> CTE:
+    """Every job of the given subjects, locked in id order."""
+    return (
+        select(jobs.c.id.label("job_id"))
+        .where(jobs.c.subject_kind == kind, jobs.c.subject_id == given.c.id)
+        .order_by(jobs.c.id)
+        .with_for_update(of=jobs)
+        .cte("held")
+    )
+
+
+def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
+    """The jobs that the moved subjects owe from now on.
+
+    A job waits when its lane holds one of equal or better priority; the lane's index has the last word.
+    """
+    priority = as_column(spec.priority, jobs.c.priority.type)
+    values: dict[str, Any] = {
+        "task": literal(spec.task),
+        "subject_kind": literal(kind),
+        "subject_id": moved.c.id,
+        "queue": as_column(spec.queue, Text),
+        "priority": priority,
+        "tenant": as_column(spec.tenant, Text),
+        "args": as_column(spec.args if spec.args is not None else "{}", JSONB),
+        "correlation_id": moved.c.correlation_id,
+        "timeout_seconds": as_column(spec.timeout_seconds, Double),
+        "expires_at": spec.expires_at if spec.expires_at is not None else cast(null(), jobs.c.expires_at.type),
+        "max_attempts": as_column(spec.max_attempts, jobs.c.max_attempts.type),
+    }
+    if spec.lane is not None:
+        lane = as_column(spec.lane, Text)
+        others = jobs.alias("others")
+        ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority).exists()
+        values |= {"lane": lane, "waits": and_(lane.is_not(None), ahead)}
+    source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
+    return insert(jobs).from_select(list(values), source).returning(jobs.c.id.label("job_id")).cte("job")
+
+
+def leased(moved: CTE) -> CTE:
+    """Lease the jobs of the moved subjects: a new fence, one attempt more."""
+    return (
+        update_(jobs)
+        .where(jobs.c.id == moved.c.job_id)
+        .values(
+            fence=fence_seq.next_value(),
+            lease_until=func.clock_timestamp() + seconds(bindparam("lease", None, type_=Double)),
+            attempt=jobs.c.attempt + 1,
+            waits=False,
+        )
+        .returning(
+            jobs.c.id.label("job_id"),
+            jobs.c.fence,
+            jobs.c.attempt,
+            jobs.c.max_attempts,
+            jobs.c.timeout_seconds.label("job_timeout_seconds"),
+            jobs.c.args,
+            (func.clock_timestamp() + seconds(jobs.c.timeout_seconds)).label("not_after"),
+        )
+        .cte("job")
+    )
+
+
+def ended(moved: CTE) -> CTE:
+    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(jobs.c.id, jobs.c.lane, jobs.c.fence).cte("job")
+
+
+def ended_by_subject(kind: str, moved: CTE) -> CTE:
+    mine = and_(jobs.c.subject_kind == kind, jobs.c.subject_id == moved.c.id)
+    return delete(jobs).where(mine).returning(jobs.c.id, jobs.c.lane, jobs.c.fence).cte("job")
+
+
+def returned(moved: CTE, *, attempts: int, delay_seconds: Any = 0.0) -> CTE:
+    """Ready again: nobody's, unsent, after a delay."""
+    return (
+        update_(jobs)
+        .where(jobs.c.id == moved.c.job_id)
+        .values(
+            fence=null(),
+            lease_until=null(),
+            dispatched_at=null(),
+            dispatches=0,
+            attempt=jobs.c.attempt + attempts,
+            run_at=func.clock_timestamp() + seconds(as_column(delay_seconds, Double)),
+        )
+        .returning(jobs.c.id, jobs.c.lane, jobs.c.fence)
+        .cte("job")
+    )
+
+
+def next_in_lane(job: CTE) -> CTE:
+    """Wake the head of each lane that the ended jobs leave free.
+
+    SKIP LOCKED: a waiter that somebody is changing is woken by the dispatcher's sweep instead.
+    """
+    lanes = select(job.c.lane).where(job.c.lane.is_not(None)).distinct().subquery("lanes")
+    head = (
+        select(jobs.c.id)
+        .where(jobs.c.lane == lanes.c.lane, jobs.c.waits, jobs.c.id.not_in(select(job.c.id)))
+        .order_by(jobs.c.priority, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .lateral("head")
+    )
+    heads = select(head.c.id).select_from(lanes.join(head, literal(True)))
+    return (
+        update_(jobs)
+        .where(jobs.c.id.in_(heads), jobs.c.waits)
+        .values(waits=False, dispatched_at=null())
+        .returning(jobs.c.id)
+        .cte("woken")
+    )

@@ -1,0 +1,287 @@
+"""Transition: the only way a state changes.
+
+A `Transition` is built once, at import, and compiled to one SQL statement. Each
+call moves 1..n subjects, appends their ledger rows, and makes, leases, returns or
+ends their jobs, in one round trip:
+
+    given    the rows of this call, from one JSON document
+    held     their jobs, locked in id order          (when the act starts from jobs)
+    picked   their subjects, locked in id order, guarded by state and revision
+    moved    the subjects after the move
+    job      the change to their jobs
+    told     their ledger rows
+
+Each part feeds only from the rows that the part before it yields, so that a failed
+guard moves nothing, and locks are always taken in the order job, subject, ledger.
+Subjects whose guard failed are simply absent from the answer: the caller reads
+their present state and says what is wrong. `Birth` is the transition from nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Connection,
+    Double,
+    Integer,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.exc import IntegrityError
+
+from models.kernel import job_parts
+from models.kernel.errors import Conflict
+from models.kernel.jobs import Spec
+from models.kernel.ledger import ledger
+from models.kernel.machine import Machine
+from models.kernel.session import to_json
+from models.kernel.settings import settings
+
+Make = Callable[[Any, Any], Mapping[str, Any]]
+Rows = list[Mapping[str, Any]]
+
+
+class LaneBusy(Conflict):
+    """Another job of this lane is being carried out."""
+
+    code = "lane_busy"
+
+
+class Job(enum.Enum):
+    """What a transition does to the jobs of its subjects."""
+
+    NONE = "the act knows no job"
+    LEASE = "take: the fence is drawn, the attempt counted"
+    END = "settle: the job under the given fence is gone"
+    END_ANY = "cancel: the subject's job is gone, whoever holds it"
+    RETURN = "release: ready again, the attempt not counted"
+    RETRY = "retry: ready again after the given delay"
+
+
+BY_JOB = frozenset({Job.LEASE, Job.END, Job.RETURN, Job.RETRY})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kind of thing with states: its machine and its table.
+
+    The table has the columns id, state, revision, correlation_id and updated_at.
+    """
+
+    machine: Machine
+    table: Table
+
+    @property
+    def kind(self) -> str:
+        return self.machine.kind
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Told:
+    """What the ledger is told of a move; each part is a function of the moved row's columns.
+
+    `topic` names what happened, `label` and `elapsed_ms` are the dimensions it is counted by,
+    `body` is what the public may read.
+    """
+
+    topic: Callable[[Any], Any]
+    body: Callable[[Any], Mapping[str, Any]] = lambda _m: {}
+    label: Callable[[Any], Any] = lambda _m: literal("")
+    elapsed_ms: Callable[[Any], Any] = lambda _m: null()
+    reason: Callable[[Any], Any] = lambda _m: null()
+
+    def insert_into_ledger(self, kind: str, moved: CTE, from_state: Any) -> CTE:
+        body = func.jsonb_build_object(*(part for pair in self.body(moved.c).items() for part in pair))
+        values = {
+            "subject_kind": literal(kind),
+            "subject_id": moved.c.id,
+            "revision": moved.c.revision,
+            "from_state": from_state,
+            "to_state": moved.c.state,
+            "topic": self.topic(moved.c),
+            "label": self.label(moved.c),
+            "elapsed_ms": cast(self.elapsed_ms(moved.c), Double),
+            "actor": bindparam("actor", None, type_=Text),
+            "reason": func.coalesce(bindparam("reason", None, type_=Text), cast(self.reason(moved.c), Text)),
+            "correlation_id": func.coalesce(bindparam("correlation_id", None, type_=Text), moved.c.correlation_id),
+            "body": body,
+        }
+        source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
+        return insert(ledger).from_select(list(values), source).cte("told")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Act:
+    """What births and moves share: they are compiled once and fed by one JSON document."""
+
+    subject: Subject
+    told: Told
+    given: Mapping[str, Any] = field(default_factory=dict)
+    owes: Callable[[Any], Spec] | None = None
+
+    def __call__(
+        self,
+        connection: Connection,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        actor: str,
+        correlation_id: str | None = None,
+        reason: str | None = None,
+    ) -> Rows:
+        """Carry the act out for the given rows; answers the subjects that moved, jobs' columns beside them.
+
+        Raises LaneBusy when a lease would put two jobs of one lane to work.
+        """
+        sql, constants = self.compiled
+        call = {"rows": to_json(list(rows)), "actor": actor, "reason": reason, "correlation_id": correlation_id}
+        try:
+            result = connection.exec_driver_sql(sql, {**constants, "lease": settings().lease_seconds, **call})
+        except IntegrityError as error:
+            if job_parts.LANE_INDEX in str(error.orig):
+                raise LaneBusy("Another job of this lane is being carried out") from error
+            raise
+        return [dict(row) for row in result.mappings()]
+
+    @functools.cached_property
+    def compiled(self) -> tuple[str, dict[str, Any]]:
+        made = self.statement().compile(dialect=PGDialect_psycopg2(), compile_kwargs={"render_postcompile": True})
+        return str(made), dict(made.params)
+
+    def statement(self) -> Any:
+        raise NotImplementedError
+
+    def given_rows(self, types: Mapping[str, Any]) -> CTE:
+        document = cast(bindparam("rows", None, type_=Text), JSONB)
+        rows = func.jsonb_to_recordset(document).table_valued(*(column(name, kind) for name, kind in types.items()))
+        return select(rows.render_derived(name="document", with_types=True)).cte("given")
+
+    def owed_job(self, moved: CTE) -> CTE | None:
+        return job_parts.owed(self.subject.kind, moved, self.owes(moved.c)) if self.owes else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Birth(Act):
+    """The transition from nothing: the given columns are the new row's."""
+
+    def statement(self) -> Any:
+        given = self.given_rows(self.given)
+        table = self.subject.table
+        new = {name: given.c[name] for name in self.given}
+        new |= {"state": literal(self.subject.machine.initial), "correlation_id": bindparam("correlation_id", None, type_=Text)}
+        born = insert(table).from_select(list(new), select(*(v.label(n) for n, v in new.items()))).returning(*table.c)
+        moved = born.cte("moved")
+        answer = select(moved).add_cte(self.told.insert_into_ledger(self.subject.kind, moved, null()))
+        job = self.owed_job(moved)
+        return answer if job is None else answer.add_cte(job)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transition(Act):
+    """A move between states.
+
+    sources, targets  where it may start and end; with several targets each given row names its `to`
+    set               new values of the subject's columns, from (subject columns, given columns)
+    job               what it does to the subject's job
+    also              further statements fed by the moved rows
+    """
+
+    sources: frozenset[str]
+    targets: frozenset[str]
+    set: Make = lambda _s, _g: {}
+    job: Job = Job.NONE
+    also: Callable[[CTE], Iterable[Any]] = lambda _m: ()
+
+    def __post_init__(self) -> None:
+        self.subject.machine.check(self.sources, self.targets)
+
+    def statement(self) -> Any:
+        given = self.given_rows(self.columns())
+        moved = self.moved(given, self.picked(given))
+        answer = select(moved)
+        job = self.job_change(moved)
+        if self.job is Job.LEASE and job is not None:
+            answer = answer.add_columns(*(c for c in job.c if c.name != "job_id")).where(moved.c.job_id == job.c.job_id)
+        elif job is not None:
+            answer = answer.add_cte(job)
+        return answer.add_cte(*self.further(moved, job))
+
+    def further(self, moved: CTE, job: CTE | None) -> list[CTE]:
+        parts = [self.told.insert_into_ledger(self.subject.kind, moved, moved.c.from_state)]
+        if job is not None and self.job in {Job.END, Job.END_ANY, Job.RETURN, Job.RETRY}:
+            parts.append(job_parts.next_in_lane(job))
+        return parts + [part.cte(f"also_{n}") for n, part in enumerate(self.also(moved))]
+
+    def columns(self) -> dict[str, Any]:
+        types: dict[str, Any] = {"job_id": BigInteger} if self.job in BY_JOB else {"id": Text, "revision": Integer}
+        if self.job in BY_JOB - {Job.LEASE}:
+            types["fence"] = BigInteger
+        if self.job is Job.RETRY:
+            types["delay_seconds"] = Double
+        if len(self.targets) > 1:
+            types["to"] = Text
+        return types | dict(self.given)
+
+    def picked(self, given: CTE) -> CTE:
+        table = self.subject.table
+        query = select(table.c.id, table.c.state.label("from_state"))
+        if self.job in BY_JOB:
+            held = job_parts.held(self.subject.kind, given, leasing=self.job is Job.LEASE)
+            query = query.add_columns(held.c.job_id).where(table.c.id == held.c.subject_id)
+        else:
+            revision = func.coalesce(given.c.revision, table.c.revision)
+            query = query.where(table.c.id == given.c.id, table.c.revision == revision)
+        if self.job is Job.END_ANY:
+            # Reading the count makes Postgres lock the jobs before the subjects.
+            held = job_parts.held_by_subject(self.subject.kind, given)
+            query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
+        sources = bindparam("sources", sorted(self.sources), type_=job_parts.TEXTS)
+        return query.where(table.c.state == func.any(sources)).order_by(table.c.id).with_for_update(of=table).cte("picked")
+
+    def moved(self, given: CTE, picked: CTE) -> CTE:
+        table = self.subject.table
+        by_job = self.job in BY_JOB
+        several = len(self.targets) > 1
+        target = given.c.to if several else literal(next(iter(self.targets)))
+        values = {"state": target, "revision": table.c.revision + 1, "updated_at": func.clock_timestamp()}
+        carried = [given.c[name].label(f"given_{name}") for name in self.given]
+        carried += [picked.c.job_id] if by_job else []
+        carried += [given.c.delay_seconds] if self.job is Job.RETRY else []
+        query = update(table).where(
+            table.c.id == picked.c.id, given.c.job_id == picked.c.job_id if by_job else given.c.id == picked.c.id
+        )
+        if several:
+            query = query.where(target == func.any(bindparam("targets", sorted(self.targets), type_=job_parts.TEXTS)))
+        return (
+            query.values({**values, **self.set(table.c, given.c)})
+            .returning(*table.c, picked.c.from_state, *carried)
+            .cte("moved")
+        )
+
+    def job_change(self, moved: CTE) -> CTE | None:
+        changes: dict[Job, Callable[[], CTE | None]] = {
+            Job.NONE: lambda: self.owed_job(moved),
+            Job.LEASE: lambda: job_parts.leased(moved),
+            Job.END: lambda: job_parts.ended(moved),
+            Job.END_ANY: lambda: job_parts.ended_by_subject(self.subject.kind, moved),
+            Job.RETURN: lambda: job_parts.returned(moved, attempts=-1),
+            Job.RETRY: lambda: job_parts.returned(moved, attempts=0, delay_seconds=moved.c.delay_seconds),
+        }
+        return changes[self.job]()

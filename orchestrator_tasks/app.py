@@ -1,0 +1,63 @@
+"""The Celery application, and what its processes do when they start and end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import celeryconfig
+from celery import Celery, signals
+
+from models.kernel import logs
+from models.kernel.processes import Presence
+from models.kernel.schedules import declare
+from models.kernel.session import forget_engine, statement
+from orchestrator_tasks.keeper import keeper
+
+app = Celery("orchestrator")
+app.config_from_object(celeryconfig)
+
+presences: list[Presence] = []
+
+
+def role_of(hostname: str) -> str:
+    """`io@host` works as `io`."""
+    return hostname.partition("@")[0]
+
+
+@signals.setup_logging.connect
+def log_as_json(**_: Any) -> None:
+    logs.configure(os.environ.get("ORCHESTRATOR_ROLE") or celery_command())
+
+
+def celery_command() -> str:
+    return next((word for word in ("worker", "beat", "flower") if word in sys.argv), "celery")
+
+
+@signals.worker_ready.connect
+def worker_starts(sender: Any, **_: Any) -> None:
+    presences.append(Presence(role_of(sender.hostname)).start())
+
+
+@signals.worker_shutting_down.connect
+def worker_is_told_to_stop(**_: Any) -> None:
+    keeper.begin_shutdown()
+
+
+@signals.worker_shutdown.connect
+def worker_ends(**_: Any) -> None:
+    while presences:
+        presences.pop().stop()
+
+
+@signals.worker_process_init.connect
+def child_starts(**_: Any) -> None:
+    forget_engine()
+
+
+@signals.beat_init.connect
+def beat_starts(**_: Any) -> None:
+    with statement() as connection:
+        declare(connection, celeryconfig.SCHEDULES)
+    presences.append(Presence("beat").start())

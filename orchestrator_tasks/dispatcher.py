@@ -1,0 +1,108 @@
+"""The dispatcher: moves ready jobs from Postgres to Celery's queues, and reaps what nobody finished.
+
+Any number may run. It is woken by a hint, else it looks once a pace. Reaping needs no
+Redis: a lease that ran out is ended even while the broker is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from models.kernel import backlog, clock, logs
+from models.kernel.errors import OrchestratorError
+from models.kernel.jobs import REGISTRY, Held, Sweep, list_expired, list_lost
+from models.kernel.processes import Presence
+from models.kernel.session import statement
+from models.kernel.settings import settings
+from orchestrator_tasks import hints, publisher
+from orchestrator_tasks.app import app
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """One dispatcher process."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.bell = hints.Bell()
+        self.next_sweep = 0.0
+        self.rest_until = 0.0
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            self.attempt(self.refill_all)
+            if clock.monotonic() >= self.next_sweep:
+                self.next_sweep = clock.monotonic() + settings().dispatch_seconds
+                self.attempt(self.sweep)
+            self.bell.wait(settings().dispatch_seconds)
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        """One pass of one duty; a server that is away is tried again at the next pace."""
+        try:
+            act()
+        except OrchestratorError as error:
+            log.warning("a pass of the dispatcher failed", extra={"error": error.message, "code": error.code})
+            if error.code == "database_unavailable":
+                # Workers could not renew either: give them one lease before any is reaped.
+                self.rest_until = clock.monotonic() + settings().lease_seconds
+
+    def refill_all(self) -> None:
+        for queue in sorted({work.queue for work in REGISTRY.values()}):
+            self.refill(queue)
+
+    def refill(self, queue: str) -> None:
+        """Fill one queue up to its window, in order; when it ran dry, send again what nobody took."""
+        chosen = settings()
+        waiting = publisher.count_messages(queue)
+        slots = chosen.dispatch_window - waiting
+        with statement() as connection:
+            if waiting == 0:
+                again = backlog.send_again(connection, queue, slots, chosen.redispatch_seconds)
+                if again:
+                    log.warning("messages were lost and are sent again", extra={"queue": queue, "jobs": again})
+            ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
+        publisher.publish(ready)
+
+    def sweep(self) -> None:
+        with statement() as connection:
+            backlog.wake_lanes(connection)
+        self.settle("expired", list_expired, {task: work.expired for task, work in REGISTRY.items()})
+        if clock.monotonic() >= self.rest_until:
+            self.settle("lost", list_lost, {task: work.lost for task, work in REGISTRY.items()})
+
+    def settle(
+        self,
+        what: str,
+        find: Callable[..., Mapping[str, Sequence[Held]]],
+        policies: Mapping[str, Sweep],
+    ) -> None:
+        """Let each domain say what becomes of the jobs that were found."""
+        with statement() as connection:
+            for task, held in find(connection).items():
+                ended = policies[task](connection, held)
+                log.warning(f"jobs ended as {what}", extra={"task": task, "jobs": ended})
+                for job in held:
+                    hints.ended(job.subject_id)
+
+    def stop(self, *_: object) -> None:
+        self.over.set()
+
+
+def main() -> None:
+    logs.configure("dispatcher")
+    app.loader.import_default_modules()
+    dispatcher = Dispatcher()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, dispatcher.stop)
+    presence = Presence("dispatcher").start()
+    log.info("dispatching")
+    dispatcher.run()
+    presence.stop()
+
+
+if __name__ == "__main__":
+    main()

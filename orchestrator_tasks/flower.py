@@ -1,0 +1,29 @@
+"""Flower, with its own beat so that /readyz knows it runs."""
+
+from __future__ import annotations
+
+from models.kernel import logs
+from models.kernel.processes import Presence
+from models.kernel.settings import is_loopback, settings
+from orchestrator_tasks.app import app
+
+
+def arguments() -> list[str]:
+    chosen = settings()
+    words = ["flower", f"--address={chosen.host}", f"--port={chosen.flower_port}", "--purge_offline_workers=60"]
+    if chosen.flower_auth:
+        words.append(f"--basic-auth={chosen.flower_auth}")
+    elif not is_loopback(chosen.host):
+        raise SystemExit("Flower needs ORCHESTRATOR_FLOWER_AUTH=user:password when it listens beyond loopback")
+    return words
+
+
+def main() -> None:
+    logs.configure("flower")
+    words = arguments()
+    Presence("flower").start()
+    app.start(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Reminding and being reminded, over Redis. A hint that cannot be sent is dropped: rows decide."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import redis
+
+from models.kernel import clock
+from models.kernel.hints import OUTCOMES, WORK, redis_url
+from models.kernel.settings import settings
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def client() -> redis.Redis:
+    """This process's Redis client; no call waits for longer than a second."""
+    return redis.Redis.from_url(redis_url(settings().broker_url), socket_timeout=1.0, socket_connect_timeout=1.0)
+
+
+def send(*hints: tuple[str, str]) -> None:
+    """Send (channel, text) hints in one round trip."""
+    try:
+        pipeline = client().pipeline(transaction=False)
+        for channel, message in hints:
+            pipeline.publish(channel, message)
+        pipeline.execute()
+    except redis.RedisError as error:
+        log.warning("a hint was not sent", extra={"error": str(error)})
+
+
+def ended(subject_id: str) -> None:
+    """Something ended: whoever waits for it may look, and its queue has room."""
+    send((OUTCOMES, subject_id), (WORK, ""))
+
+
+class Bell:
+    """Waits for hints of work; without Redis it only keeps time."""
+
+    def __init__(self) -> None:
+        self.pubsub: redis.client.PubSub | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Return when a hint came, or after so many seconds. Hints that piled up count as one."""
+        began = clock.monotonic()
+        try:
+            pubsub = self.listen()
+            if pubsub.get_message(timeout=seconds) is not None:
+                while pubsub.get_message(timeout=0) is not None:
+                    pass
+        except (redis.RedisError, OSError) as error:
+            log.warning("not listening for hints", extra={"error": str(error)})
+            self.pubsub = None
+            clock.pause(max(0.0, seconds - (clock.monotonic() - began)))
+
+    def listen(self) -> redis.client.PubSub:
+        if self.pubsub is None:
+            self.pubsub = client().pubsub(ignore_subscribe_messages=True)
+            self.pubsub.subscribe(WORK)
+        return self.pubsub

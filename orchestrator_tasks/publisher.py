@@ -1,0 +1,59 @@
+"""The one door to Celery: jobs go out as messages here and nowhere else.
+
+They go to the default exchange, straight into the queue's list: after a FLUSHALL a
+declared exchange has lost its bindings and would drop every message silently.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import redis
+from kombu.exceptions import OperationalError
+
+from models.kernel import ids
+from models.kernel.backlog import Ready
+from models.kernel.errors import Unavailable
+from orchestrator_tasks.app import app
+from orchestrator_tasks.hints import client
+
+
+@functools.cache
+def lists_of(queue: str) -> tuple[str, ...]:
+    """The Redis lists behind a queue, one for each priority, as kombu names them."""
+    options = app.conf.broker_transport_options
+    steps = options["priority_steps"]
+    return tuple(f"{queue}{options['sep']}{step}" if step else queue for step in steps)
+
+
+def count_messages(queue: str) -> int:
+    """How many messages wait in a queue, over all priorities. Raises Unavailable."""
+    try:
+        pipeline = client().pipeline(transaction=False)
+        for name in lists_of(queue):
+            pipeline.llen(name)
+        return sum(pipeline.execute())
+    except redis.RedisError as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+
+
+def publish(jobs: Sequence[Ready]) -> None:
+    """Send each job as a message that names it. Raises Unavailable; what was not sent is sent again later."""
+    if not jobs:
+        return
+    try:
+        with app.producer_pool.acquire(block=True, timeout=2) as producer:
+            for job in jobs:
+                message = app.amqp.as_task_v2(
+                    ids.new_uuid(),
+                    job.task,
+                    kwargs={"job_id": job.id, "subject_id": job.subject_id},
+                    headers={"correlation": job.correlation_id},
+                    ignore_result=True,
+                )
+                app.amqp.send_task_message(
+                    producer, job.task, message, exchange="", routing_key=job.queue, priority=job.priority, retry=False
+                )
+    except (OperationalError, redis.RedisError, OSError) as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error

@@ -1,0 +1,147 @@
+"""Carrying one ticket out: take, check, drive under a deadline, settle."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from celery import current_task
+
+from models.kernel import clock
+from models.kernel.backlog import park_job
+from models.kernel.errors import LeaseLost, Unavailable
+from models.kernel.jobs import Work, is_live, register
+from models.kernel.logs import about
+from models.kernel.session import statement
+from models.kernel.settings import settings
+from models.kernel.transition import LaneBusy
+from models.tickets import operations, safety
+from models.tickets.operations import Attempt, Outcome
+from models.tickets.states import CANCELLED, COMPLETED, FAILED
+from orchestrator_tasks import hints
+from orchestrator_tasks.app import app
+from orchestrator_tasks.keeper import LEASE_LOST, SHUTDOWN, TIMEOUT, keeper
+from orchestrator_tasks.tickets.drivers.registry import driver
+from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
+
+log = logging.getLogger(__name__)
+
+SETTLE_PATIENCE_SECONDS = 120.0
+SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
+
+register(
+    Work(
+        task=operations.TASK,
+        queue=operations.QUEUE,
+        lost=operations.lose_tickets,
+        expired=operations.expire_tickets,
+    )
+)
+
+
+@app.task(name=operations.TASK)
+def execute(job_id: int, subject_id: str) -> str:
+    """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
+    correlation_id = (current_task.request.headers or {}).get("correlation") or getattr(
+        current_task.request, "correlation", None
+    )
+    with about(correlation_id=correlation_id, ticket_id=subject_id, action="execute"):
+        attempt = take(job_id)
+        if attempt is None:
+            log.info("nothing to do: the job is gone, taken or not due")
+            return "not taken"
+        log.info("execution started", extra={"command": attempt.command, "fence": attempt.fence})
+        outcome = carry_out(attempt)
+        if outcome is None:
+            return give_back(attempt)
+        return settle(attempt, outcome)
+
+
+def worker() -> str:
+    return f"worker:{socket.gethostname()}"
+
+
+def take(job_id: int) -> Attempt | None:
+    with statement() as connection:
+        try:
+            return operations.take_ticket(connection, job_id, worker())
+        except LaneBusy:
+            park_job(connection, job_id)
+            return None
+
+
+def carry_out(attempt: Attempt) -> Outcome | None:
+    """Bring the command to the driver and say how it ended; None when it never got there."""
+    if reason := safety.refusal(attempt.command, attempt.params):
+        return Outcome(FAILED, error=reason, error_code=operations.REFUSED)
+    interrupt = Interrupt()
+    with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
+        if keeper.is_shutting_down():
+            return None
+        return drive(attempt, interrupt)
+
+
+def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
+    command = Command(
+        ticket_id=attempt.ticket_id,
+        name=attempt.command,
+        params=attempt.params,
+        target=attempt.target,
+        fence=attempt.fence,
+        not_after=attempt.not_after,
+    )
+    try:
+        # A statement of its own, after the take committed: what was revoked meanwhile must not reach the driver.
+        with statement() as connection:
+            if not is_live(connection, attempt.job_id, attempt.fence):
+                return Outcome(CANCELLED, error="Revoked before it started", error_code="revoked")
+        return Outcome(COMPLETED, result=driver().carry_out(command, interrupt))
+    except Interrupted as error:
+        return interrupted(attempt, error)
+    except (DriverFailed, Unavailable) as error:
+        return Outcome(FAILED, error=error.message, error_code=error.code)
+    except Exception as error:
+        log.exception("the driver failed in a way it should not")
+        text = f"The driver failed unexpectedly ({type(error).__name__}); whether the robot moved is unknown"
+        return Outcome(FAILED, error=text, error_code=operations.OUTCOME_UNKNOWN)
+
+
+def interrupted(attempt: Attempt, error: Interrupted) -> Outcome:
+    """The robot was stopped before its command was done: say by what."""
+    texts = {
+        TIMEOUT: f"Execution timed out after {attempt.timeout_seconds:g}s",
+        SHUTDOWN: "The worker was shut down; the robot was stopped",
+        LEASE_LOST: "The worker lost its lease; the robot was stopped",
+    }
+    return Outcome(FAILED, error=texts.get(error.reason, error.message), error_code=error.reason)
+
+
+def give_back(attempt: Attempt) -> str:
+    with statement() as connection:
+        operations.release_ticket(connection, attempt, worker())
+    return "given back"
+
+
+def settle(attempt: Attempt, outcome: Outcome) -> str:
+    """Record the outcome, waiting for a database that is away: the fence decides whether it still counts."""
+    began = clock.monotonic()
+    pause = 0.05
+    while True:
+        try:
+            with statement() as connection:
+                operations.settle_ticket(connection, attempt, outcome, worker())
+            log.info("execution ended", extra={"outcome": outcome.to, "error": outcome.error})
+            hints.ended(attempt.ticket_id)
+            return outcome.to
+        except LeaseLost:
+            log.warning("the outcome came too late and is kept as evidence", extra={"outcome": outcome.to})
+            hints.ended(attempt.ticket_id)
+            return "lease lost"
+        except Unavailable as error:
+            patience = SETTLE_PATIENCE_AT_SHUTDOWN if keeper.is_shutting_down() else SETTLE_PATIENCE_SECONDS
+            if clock.monotonic() - began > patience:
+                log.error("the outcome could not be recorded; the reaper will end the attempt as unknown")
+                return "not recorded"
+            log.warning("the outcome cannot be recorded yet", extra={"error": error.message})
+            clock.pause(pause)
+            pause = min(pause * 2, 1.0)

@@ -1,0 +1,69 @@
+"""`python -m orchestrator_web`: the web processes behind one port, and the word that the service started or stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from models.kernel import ids, logs
+from models.kernel.errors import OrchestratorError
+from models.kernel.ledger import note
+from models.kernel.session import statement
+from models.kernel.settings import settings
+from models.kernel.tallies import count_states
+from models.tickets.telemetry import SERVICE, STARTED, STOPPED
+
+log = logging.getLogger(__name__)
+
+NAME, VERSION = "orchestrator-ren", "0.1.0"
+BACKLOG = 4096
+STOP_SECONDS = 4
+
+
+def tell(topic: str, **body: object) -> None:
+    """Record that the service started or stopped; a database that is away must not keep it from doing so."""
+    try:
+        with statement() as connection:
+            if topic == STOPPED:
+                body["total_tickets"] = sum(count_states(connection, "ticket").values())
+            note(connection, topic, subject=(SERVICE, NAME), actor="web", correlation_id=ids.new_uuid(), body=body)
+    except OrchestratorError as error:
+        log.warning("the ledger was not told", extra={"topic": topic, "error": error.message})
+
+
+def fresh_metrics_directory(home: Path) -> Path:
+    """An empty directory in which the web processes add up their counters."""
+    directory = home / "metrics"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def main() -> None:
+    from granian.constants import Interfaces
+    from granian.server import Server
+
+    chosen = settings()
+    logs.configure("web")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(fresh_metrics_directory(chosen.home.absolute()))
+    tell(STARTED, service=NAME, version=VERSION)
+    server = Server(
+        "orchestrator_web.asgi:app",
+        address=chosen.host,
+        port=chosen.port,
+        interface=Interfaces.ASGI,
+        workers=chosen.web_processes,
+        backlog=BACKLOG,
+        backpressure=BACKLOG // 2,
+        workers_kill_timeout=STOP_SECONDS,
+        respawn_failed_workers=True,
+        log_access=False,
+    )
+    server.serve()
+    tell(STOPPED, service=NAME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The Flask application: blueprints, and what happens before and after every view."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, g, request
+from flask_smorest import Api
+
+from models.kernel import clock, ids
+from models.kernel.errors import OrchestratorError
+from models.kernel.ledger import note
+from models.kernel.logs import about
+from models.kernel.session import statement
+from models.kernel.settings import settings
+from orchestrator_web import auth, docs, health, parsing, problems
+from orchestrator_web.json import StrictJson
+from orchestrator_web.metrics import REQUESTS
+from orchestrator_web.tickets import routes as tickets
+
+log = logging.getLogger(__name__)
+
+OPENAPI: dict[str, Any] = {
+    "API_TITLE": "Orchestrator",
+    "API_VERSION": "0.1.0",
+    "OPENAPI_VERSION": "3.1.0",
+    "API_SPEC_OPTIONS": {
+        "info": {"description": "Robot command tickets over a durable kernel."},
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a JWT"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+        },
+        "security": [{"bearer": []}, {"key": []}],
+    },
+}
+
+REFUSALS = {403, 404, 409, 422}
+ACTS = {"POST", "PUT", "PATCH", "DELETE"}
+
+
+def create_app() -> Flask:
+    """Build the application. Raises ValueError when a view does not say who may call it."""
+    app = Flask("orchestrator_web", static_folder=None)
+    app.json = StrictJson(app)
+    app.config.update(OPENAPI, MAX_CONTENT_LENGTH=settings().max_body_bytes, PROPAGATE_EXCEPTIONS=False)
+    app.url_map.strict_slashes = True
+    app.before_request(begin)
+    auth.register(app)
+    app.before_request(parsing.check_body)
+    app.after_request(finish)
+    app.teardown_request(forget)
+    problems.register(app)
+    api = Api(app)
+    api.register_blueprint(tickets.blueprint)
+    app.register_blueprint(health.blueprint)
+    docs.register(app, api)
+    auth.check_every_view(app)
+    return app
+
+
+def begin() -> None:
+    g.began = clock.monotonic()
+    g.correlation_id = ids.correlation_id(request.headers.get("X-Correlation-Id"))
+    g.binding = about(correlation_id=g.correlation_id, action=f"{request.method} {request.path}")
+    g.binding.__enter__()
+
+
+def finish(response: Response) -> Response:
+    response.headers["X-Correlation-Id"] = g.correlation_id
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    took = clock.monotonic() - g.began
+    path = request.url_rule.rule if request.url_rule else "none"
+    REQUESTS.labels(request.method, path, str(response.status_code)).observe(took)
+    log.info("answered", extra={"status": response.status_code, "ms": round(took * 1000, 2), "caller": caller_name()})
+    keep_refusal(response)
+    return response
+
+
+def forget(_error: BaseException | None) -> None:
+    if "binding" in g:
+        g.binding.__exit__(None, None, None)
+
+
+def caller_name() -> str | None:
+    return g.caller.name if "caller" in g else None
+
+
+def keep_refusal(response: Response) -> None:
+    """An authenticated caller was refused an act: the ledger says who asked for what, and why not."""
+    if "caller" not in g or request.method not in ACTS or response.status_code not in REFUSALS:
+        return
+    said = response.get_json(silent=True) or {}
+    subject = g.get("subject") or ("request", request.path[:200])
+    body = {"method": request.method, "path": request.path[:200], "status": response.status_code}
+    try:
+        with statement() as connection:
+            note(
+                connection,
+                "refused",
+                subject=subject,
+                actor=g.caller.name,
+                correlation_id=g.correlation_id,
+                reason=said.get("code"),
+                body=body,
+            )
+    except OrchestratorError:
+        log.exception("a refusal could not be recorded")

@@ -1,0 +1,99 @@
+"""The application as the server sees it: Flask behind the bridge, waits beside it, one port for all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import MutableMapping
+from typing import Any
+
+from models.kernel import logs
+from models.kernel.processes import Presence
+from models.kernel.settings import settings
+from orchestrator_web.app import create_app
+from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope, Send, plain_problem
+from orchestrator_web.outcomes import HEADER, Outcomes
+from orchestrator_web.tickets.streams import read_outcomes, render_outcome
+
+log = logging.getLogger(__name__)
+
+WAIT_MARGIN_SECONDS = 60.0  # for the lease of a worker that falls silent to run out and be reaped
+
+
+class Application:
+    """One web process."""
+
+    def __init__(self) -> None:
+        chosen = settings()
+        self.bridge = Bridge(create_app(), chosen.web_threads, chosen.max_body_bytes)
+        self.outcomes: Outcomes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.live(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "There is no WebSocket here"})
+        else:
+            await self.serve(scope, receive, send)
+
+    async def live(self, receive: Receive, send: Send) -> None:
+        """Start with the server, stop with it."""
+        await receive()
+        presence = Presence("web").start()
+        self.outcomes = Outcomes(read_outcomes)
+        self.outcomes.start()
+        await send({"type": "lifespan.startup.complete"})
+        while (await receive())["type"] != "lifespan.shutdown":
+            pass
+        await self.outcomes.stop()
+        await asyncio.to_thread(presence.stop)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(Disconnected):
+            try:
+                answer = await self.bridge(scope, receive)
+                awaited = answer.take_header(HEADER)
+                if awaited is not None:
+                    answer = await self.wait(answer, awaited, receive)
+            except Disconnected:
+                raise
+            except Exception:
+                log.exception("a request failed outside Flask")
+                answer = plain_problem(500, "internal", "Internal error", "Something went wrong")
+            await answer.send(send)
+
+    async def wait(self, accepted: Answer, awaited: str, receive: Receive) -> Answer:
+        """The outcome of an accepted execution; the acceptance itself if it takes too long. Raises Disconnected."""
+        if self.outcomes is None:
+            return accepted
+        ticket_id, execution, seconds = awaited.split(" ")
+        waiting = asyncio.create_task(
+            self.outcomes.wait((ticket_id, int(execution)), float(seconds) + WAIT_MARGIN_SECONDS)
+        )
+        gone = asyncio.create_task(disconnection(receive))
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise Disconnected
+            outcome = waiting.result()
+        finally:
+            waiting.cancel()
+            gone.cancel()
+        if outcome is None:
+            return accepted
+        body = render_outcome(outcome)
+        kept = [(k, v) for k, v in accepted.headers if k.lower() not in {"content-length", "location"}]
+        return Answer(200, [*kept, ("Content-Length", str(len(body)))], body)
+
+
+async def disconnection(receive: Receive) -> None:
+    message: MutableMapping[str, Any] = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+logs.configure("web")
+app = Application()

@@ -1,0 +1,133 @@
+"""Who is asking, and whether they may. Every route is closed unless it says otherwise.
+
+A view says `@requires("write")` or `@public`; an application with a view that says
+neither does not start. A credential is looked up at most once in CACHE_SECONDS, so a
+revocation holds everywhere within that time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Flask, g, request
+
+from models.kernel import clock
+from models.kernel.clients import Caller, Client, find_client_by_key
+from models.kernel.errors import Forbidden, Unauthenticated
+from models.kernel.session import statement
+from models.kernel.settings import settings
+from models.kernel.tokens import client_of_token
+from orchestrator_web.metrics import UNAUTHENTICATED
+
+log = logging.getLogger(__name__)
+
+CACHE_SECONDS = 3.0
+CACHE_SIZE = 10_000
+LONGEST_CREDENTIAL = 8192
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+cache: dict[bytes, tuple[float, Client]] = {}
+
+
+def requires(permission: str) -> Callable[[View], View]:
+    """Open a view to callers who hold this permission."""
+
+    def mark(view: View) -> View:
+        view.permission = permission  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def public(view: View) -> View:
+    """Open a view to everybody."""
+    view.permission = ""  # type: ignore[attr-defined]
+    return view
+
+
+def permission_of(app: Flask, endpoint: str) -> str | None:
+    view = app.view_functions[endpoint]
+    return getattr(view, "permission", None)
+
+
+def check_every_view(app: Flask) -> None:
+    """Raise ValueError when a view does not say who may call it."""
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint != "static" and permission_of(app, rule.endpoint) is None:
+            raise ValueError(f"{rule.rule}: say @requires(...) or @public")
+
+
+def authorize(app: Flask) -> None:
+    """Before any view. Raises Unauthenticated or Forbidden."""
+    if request.endpoint is None:
+        return
+    permission = permission_of(app, request.endpoint)
+    if permission == "":
+        return
+    g.caller = caller = caller_of_request()
+    if permission is None or not caller.may(permission):
+        raise Forbidden(f"This needs the permission {permission}", code="permission_missing")
+
+
+def caller_of_request() -> Caller:
+    credential = offered_credential()
+    if credential is None:
+        allowed = settings().anonymous_permissions
+        if allowed:
+            return Caller("anonymous", "default", allowed, g.correlation_id)
+        raise refused("Send Authorization: Bearer <API key or JWT>", "credential_missing")
+    try:
+        client = client_of(credential)
+    except Unauthenticated as error:
+        raise refused(error.message, error.code) from None
+    return Caller(client.name, client.tenant, client.permissions, g.correlation_id)
+
+
+def refused(message: str, code: str) -> Unauthenticated:
+    """An anonymous refusal goes to the log and a counter: the ledger is not for whoever knocks."""
+    UNAUTHENTICATED.labels(code).inc()
+    log.warning("not authenticated", extra={"code": code, "path": request.path})
+    return Unauthenticated(message, code=code)
+
+
+def offered_credential() -> str | None:
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme:
+        if scheme.lower() != "bearer" or not value.strip():
+            raise refused("Only Authorization: Bearer is understood", "scheme_unknown")
+        return value.strip()
+    return request.headers.get("X-API-Key") or None
+
+
+def client_of(credential: str) -> Client:
+    """The client that a credential proves, from the cache if it was proved a moment ago."""
+    if len(credential) > LONGEST_CREDENTIAL:
+        raise Unauthenticated("Could not validate credentials", code="credential_invalid")
+    name = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
+    known = cache.get(name)
+    if known is not None and known[0] > clock.monotonic():
+        return known[1]
+    client = prove(credential)
+    if len(cache) >= CACHE_SIZE:
+        cache.clear()
+    cache[name] = (clock.monotonic() + CACHE_SECONDS, client)
+    return client
+
+
+def prove(credential: str) -> Client:
+    with statement() as connection:
+        if not credential.startswith("orc_"):
+            return client_of_token(connection, credential)
+        client = find_client_by_key(connection, credential)
+    if client is None:
+        raise Unauthenticated("The API key is unknown, revoked or expired", code="key_invalid")
+    return client
+
+
+def register(app: Flask) -> None:
+    app.before_request(functools.partial(authorize, app))

@@ -1,0 +1,169 @@
+"""Flask behind an ASGI server: one hop into a bounded pool of threads for each request.
+
+The body is read first, on the event loop, under the size limit and a deadline, so that a
+slow or endless sender holds no thread. The answer comes back whole. A reserved pool
+keeps a few threads for the paths that must answer while everything else is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator_web.json import dumps
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+BODY_SECONDS = 30.0
+RESERVED_THREADS = 2
+RESERVED_PATHS = frozenset({"/healthz", "/readyz", "/estop"})
+MOST_WAITING_PER_THREAD = 64
+
+
+@dataclass
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def take_header(self, name: str) -> str | None:
+        """A header's value, removed from the response."""
+        for index, (key, value) in enumerate(self.headers):
+            if key.lower() == name.lower():
+                del self.headers[index]
+                return value
+        return None
+
+    async def send(self, send: Send) -> None:
+        headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class Disconnected(Exception):
+    """The client left before its request was whole."""
+
+
+def plain_problem(status: int, code: str, title: str, detail: str, *headers: tuple[str, str]) -> Answer:
+    """A problem that is answered before Flask sees the request."""
+    members = {"type": f"urn:orchestrator:problem:{code}", "title": title, "status": status, "detail": detail}
+    body = dumps({**members, "code": code, "message": detail})
+    kind = ("content-type", "application/problem+json")
+    return Answer(status, [kind, ("content-length", str(len(body))), *headers], body)
+
+
+class Bridge:
+    """Calls a WSGI application from the event loop."""
+
+    def __init__(self, app: Wsgi, threads: int, largest_body: int) -> None:
+        self.app = app
+        self.largest_body = largest_body
+        self.common = ThreadPoolExecutor(threads, "request")
+        self.reserved = ThreadPoolExecutor(RESERVED_THREADS, "reserved")
+        self.most_waiting = threads * MOST_WAITING_PER_THREAD
+        self.present = 0
+
+    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
+        """The application's answer to one request. Raises Disconnected."""
+        try:
+            body = await asyncio.wait_for(self.read_body(scope, receive), BODY_SECONDS)
+        except TimeoutError:
+            return plain_problem(408, "body_too_slow", "Request timeout", "The body did not arrive in time")
+        if body is None:
+            detail = f"The body is larger than {self.largest_body} bytes"
+            return plain_problem(413, "body_too_large", "Body too large", detail, ("connection", "close"))
+        if scope["path"] in RESERVED_PATHS:
+            return await self.call(self.reserved, scope, body)
+        if self.present >= self.most_waiting:
+            return plain_problem(503, "overloaded", "Unavailable", "Too many requests wait", ("retry-after", "1"))
+        self.present += 1
+        try:
+            return await self.call(self.common, scope, body)
+        finally:
+            self.present -= 1
+
+    async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body, or None as soon as it is known to be larger than allowed."""
+        named = next((value for key, value in scope["headers"] if key == b"content-length"), b"0")
+        if named.isdigit() and int(named) > self.largest_body:
+            return None
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self.largest_body:
+                return None
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def call(self, pool: ThreadPoolExecutor, scope: Scope, body: bytes) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(pool, self.answer, environ_of(scope, body))
+
+    def answer(self, environ: dict[str, Any]) -> Answer:
+        """Run the application to its end; in one of the pool's threads."""
+        started: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], _exc: Any = None) -> Any:
+            started[:] = [int(status[:3]), list(headers)]
+            return None
+
+        parts = self.app(environ, start_response)
+        try:
+            body = b"".join(parts)
+        finally:
+            close = getattr(parts, "close", None)
+            if close is not None:
+                close()
+        return Answer(started[0], started[1], body)
+
+
+def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The WSGI environ (PEP 3333) of an ASGI scope."""
+    host, port = scope.get("server") or ("127.0.0.1", 80)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
+        "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+        "SERVER_NAME": str(host),
+        "SERVER_PORT": str(port or 0),
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
+        "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.input_terminated": True,
+        "wsgi.errors": io.StringIO(),
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for key, value in scope["headers"]:
+        add_header(environ, key.decode("latin-1"), value.decode("latin-1"))
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+def add_header(environ: dict[str, Any], key: str, value: str) -> None:
+    """Headers that WSGI could confuse (an underscore for a dash) are dropped; repeated ones are joined."""
+    if "_" in key:
+        return
+    name = key.upper().replace("-", "_")
+    name = name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"
+    environ[name] = f"{environ[name]},{value}" if name in environ else value

@@ -1,0 +1,63 @@
+"""How requests are read: strict JSON bodies, and errors that point at each field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import marshmallow
+from flask import Request, current_app, request
+from webargs.flaskparser import FlaskParser
+
+from models.kernel.errors import Invalid
+from orchestrator_web.json import escape
+from orchestrator_web.problems import BadRequest
+
+JSON = "application/json"
+
+
+def check_body() -> None:
+    """Before any view: a body, where there is one, is JSON. Raises BadRequest (400 or 415) or Invalid."""
+    if request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
+        return
+    if not request.content_length and request.method == "DELETE":
+        return
+    if request.content_length and request.mimetype != JSON:
+        raise BadRequest(f"Send the body as {JSON}", status=415, code="unsupported_media_type")
+
+
+class StrictParser(FlaskParser):
+    """webargs with this service's errors."""
+
+    DEFAULT_VALIDATION_STATUS = 422
+    DEFAULT_UNKNOWN_BY_LOCATION = {"json": None, "query": marshmallow.RAISE, "path": marshmallow.RAISE}  # noqa: RUF012
+
+    def load_json(self, req: Request, schema: Any) -> Any:
+        try:
+            document = current_app.json.loads(req.get_data(cache=True))
+        except ValueError as error:
+            raise BadRequest(f"The body is not JSON: {error}", code="not_json") from None
+        if not isinstance(document, dict) and not getattr(schema, "many", False):
+            raise Invalid("The body must be a JSON object", errors=[{"pointer": "", "detail": "must be an object"}])
+        return document
+
+    def handle_error(
+        self, error: marshmallow.ValidationError, req: Any, schema: Any, *, error_status_code: Any, error_headers: Any
+    ) -> NoReturn:
+        messages = error.messages if isinstance(error.messages, Mapping) else {"": error.messages}
+        found = [{"pointer": pointer, "detail": text} for pointer, text in flatten(messages)]
+        raise Invalid("; ".join(f"{e['pointer']}: {e['detail']}" for e in found[:3]), errors=found)
+
+
+def flatten(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """marshmallow's nested messages as (pointer, text); the outermost level names the location."""
+    if isinstance(messages, Mapping):
+        for key, inner in messages.items():
+            location = not pointer and key in {"json", "query", "path"}
+            below = pointer if location or key == "_schema" else f"{pointer}/{escape(str(key))}"
+            yield from flatten(inner, below)
+    elif isinstance(messages, list):
+        for text in messages:
+            yield pointer, str(text)
+    else:
+        yield pointer, str(messages)

@@ -1,0 +1,210 @@
+"""What ticket requests and answers look like. Wire names are the contract's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import EXCLUDE, RAISE, Schema, fields, validate
+
+from models.kernel.settings import settings
+from models.tickets.states import TICKET
+from models.tickets.tables import DEFAULT_TARGET, MAX_TIMEOUT_SECONDS, PRIORITIES
+
+LONGEST_COMMAND = 256
+DEFAULT_TIMEOUT_SECONDS = 300
+LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
+DEEPEST_OFFSET = 10_000
+TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}\Z", error="must be 1 to 64 letters, digits or . _ : -")
+STATES = tuple(TICKET.edges)
+
+
+class StrictBoolean(fields.Boolean):
+    """true or false, and nothing that merely looks like it."""
+
+    truthy = {True}  # noqa: RUF012
+    falsy = {False}  # noqa: RUF012
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class StrictInteger(fields.Integer):
+    """A JSON integer: neither a boolean, nor a text, nor 1.5."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Json(fields.Dict):
+    """A JSON object of any content."""
+
+
+class TicketCreateRequest(Schema):
+    """A command for a robot. Unknown fields are ignored, as the reference does."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    command = fields.String(required=True, validate=validate.Length(max=LONGEST_COMMAND))
+    params = Json(load_default=dict)
+    priority = fields.String(load_default="normal", validate=validate.OneOf(PRIORITIES))
+    timeout_seconds = StrictInteger(
+        load_default=DEFAULT_TIMEOUT_SECONDS,
+        allow_none=True,
+        validate=validate.Range(1, MAX_TIMEOUT_SECONDS),
+        metadata={"description": "null means the default"},
+    )
+    metadata = Json(load_default=dict)
+    target = fields.String(
+        load_default=DEFAULT_TARGET, validate=TARGET, metadata={"description": "the robot; one motion at a time each"}
+    )
+
+
+class TicketSchema(Schema):
+    """A ticket and its whole life."""
+
+    id = fields.String(required=True, metadata={"example": "tick-20261121-9e3779b9"})
+    command = fields.String(required=True)
+    params = Json(required=True)
+    priority = fields.String(required=True, validate=validate.OneOf(PRIORITIES))
+    status = fields.String(required=True, validate=validate.OneOf(STATES))
+    timeout_seconds = fields.Integer(required=True)
+    metadata = Json(required=True)
+    target = fields.String(required=True)
+    created_at = fields.String(required=True, metadata={"format": "date-time"})
+    updated_at = fields.String(required=True, metadata={"format": "date-time"})
+    started_at = fields.String(required=True, allow_none=True, metadata={"format": "date-time"})
+    completed_at = fields.String(required=True, allow_none=True, metadata={"format": "date-time"})
+    result = Json(required=True, allow_none=True)
+    error = fields.String(required=True, allow_none=True)
+    error_code = fields.String(required=True, allow_none=True)
+
+
+class ExecuteRequest(Schema):
+    """Which ticket to carry out."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    ticket_id = fields.String(required=True)
+    force = StrictBoolean(load_default=False, metadata={"description": "run a ticket again that has ended"})
+    expires_in_seconds = StrictInteger(
+        load_default=lambda: settings().execute_expiry_seconds,
+        validate=validate.Range(1, 86_400),
+        metadata={"description": "a command that could not start within this time fails as expired"},
+    )
+
+
+class ExecuteResponse(Schema):
+    """The outcome of one execution; `status` says whether it succeeded."""
+
+    ticket_id = fields.String(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(STATES))
+    result = Json(required=True, allow_none=True)
+    error = fields.String(required=True, allow_none=True)
+    error_code = fields.String(required=True, allow_none=True)
+    execution_time_ms = fields.Float(required=True)
+    message = fields.String(required=True)
+
+
+class TicketQuery(Schema):
+    """Filters and page of a list of tickets."""
+
+    class Meta:
+        unknown = RAISE
+
+    status = fields.String(validate=validate.OneOf(STATES))
+    command = fields.String(validate=validate.Length(max=LONGEST_COMMAND))
+    priority = fields.String(validate=validate.OneOf(PRIORITIES))
+    target = fields.String(validate=TARGET)
+    limit = fields.Integer(load_default=DEFAULT_PAGE, validate=validate.Range(1, LARGEST_PAGE))
+    offset = fields.Integer(
+        load_default=0,
+        validate=validate.Range(0, DEEPEST_OFFSET, error=f"must be 0 to {DEEPEST_OFFSET}; use cursor to go deeper"),
+    )
+    cursor = fields.String(validate=validate.Length(1, 512), metadata={"description": "next_cursor of the page before"})
+
+
+class TicketPage(Schema):
+    total = fields.Integer(required=True)
+    total_is_estimate = fields.Boolean(required=True, metadata={"description": "true: there are more than `total`"})
+    limit = fields.Integer(required=True)
+    offset = fields.Integer(required=True)
+    tickets = fields.List(fields.Nested(TicketSchema), required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class TicketCounts(Schema):
+    total = fields.Integer(required=True)
+    pending = fields.Integer(required=True)
+    queued = fields.Integer(required=True)
+    executing = fields.Integer(required=True)
+    completed = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+
+
+class Health(Schema):
+    service = fields.String(required=True)
+    version = fields.String(required=True)
+    status = fields.String(required=True)
+    tickets = fields.Nested(TicketCounts, required=True)
+
+
+class MetricItem(Schema):
+    timestamp = fields.String(required=True, metadata={"format": "date-time"})
+    name = fields.String(required=True)
+    value = fields.Float(required=True)
+    tags = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+
+
+class Latency(Schema):
+    command = fields.String(required=True)
+    status = fields.String(required=True)
+    count = fields.Integer(required=True)
+    mean_ms = fields.Float(required=True)
+    p50_ms = fields.Float(required=True, allow_none=True)
+    p95_ms = fields.Float(required=True, allow_none=True)
+
+
+class Metrics(Schema):
+    count = fields.Integer(required=True)
+    metrics = fields.List(fields.Nested(MetricItem), required=True)
+    latency = fields.List(fields.Nested(Latency), required=True)
+
+
+class EventItem(Schema):
+    timestamp = fields.String(required=True, metadata={"format": "date-time"})
+    type = fields.String(required=True)
+    data = Json(required=True)
+
+
+class Events(Schema):
+    count = fields.Integer(required=True)
+    events = fields.List(fields.Nested(EventItem), required=True)
+
+
+class FieldError(Schema):
+    pointer = fields.String(required=True, metadata={"description": "JSON Pointer (RFC 6901) to the field"})
+    detail = fields.String(required=True)
+
+
+class Problem(Schema):
+    """What went wrong (RFC 9457)."""
+
+    type = fields.String(required=True)
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    instance = fields.String(required=True)
+    code = fields.String(required=True)
+    message = fields.String(required=True)
+    correlation_id = fields.String(required=True, allow_none=True)
+    errors = fields.List(fields.Nested(FieldError))
+    state = fields.String(metadata={"description": "the present state, where it is the reason"})
+    retriable = fields.Boolean()
+    retry_after_ms = fields.Integer()
