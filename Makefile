@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint ops/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint ops/constraints.txt
 PINS := setup.cfg pyproject.toml ops/constraints.txt
 
 .PHONY: help up demo test check clean

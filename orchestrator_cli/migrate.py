@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator_cli.errors import CannotStart
 
@@ -42,6 +42,6 @@ def run(act: object, url: str, revision: str) -> None:
     assert callable(act)
     try:
         act(configuration(url), revision)
-    except (CommandError, OperationalError) as error:
+    except (CommandError, SQLAlchemyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CannotStart(f"the database could not be migrated to {revision}: {reason}") from None

@@ -45,8 +45,7 @@ SUPERVISORD = """\
 [supervisord]
 nodaemon = true
 silent = true
-user = {uid}
-logfile = logs/supervisord.log
+{user}logfile = logs/supervisord.log
 logfile_maxbytes = 5MB
 logfile_backups = 1
 pidfile = run/supervisord.pid
@@ -143,7 +142,8 @@ def write(home: Home, root: Path, programs: list[Program]) -> str:
 
 
 def configuration(home: Home, programs: list[Program], password: str) -> str:
-    parts = [SUPERVISORD.format(uid=os.geteuid(), socket=home.supervisor_socket, password=password)]
+    user = "user = 0\n" if os.geteuid() == 0 else ""  # said aloud, or supervisord warns about root
+    parts = [SUPERVISORD.format(user=user, socket=home.supervisor_socket, password=password)]
     for tier in sorted({program.tier for program in programs}, key=lambda tier: tier.priority):
         members = [program for program in programs if program.tier == tier]
         names = ",".join(program.name for program in members)

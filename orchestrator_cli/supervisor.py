@@ -58,7 +58,7 @@ class Supervisor:
         while not self.states():
             if self.has_ended() or time.monotonic() >= deadline:
                 said = (self.home.logs / "supervisord.out").read_text(errors="replace").strip().splitlines()
-                reason = f": {said[-1]}" if said else ""
+                reason = f": {said[0]}" if said else ""
                 raise CannotStart(f"the supervisor did not start{reason}", next_step=f"see {self.home.logs}")
             time.sleep(0.02)
 

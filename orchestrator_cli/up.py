@@ -157,6 +157,8 @@ def environment_for(run: Run, environ: Mapping[str, str]) -> dict[str, str]:
         "DATABASE_URL": run.database_url,
         "BROKER_URL": run.broker_url,
         "ORCHESTRATOR_HOME": str(run.home.directory),
+        "PORT": str(run.chosen.port),
+        "FLOWER_PORT": str(run.chosen.flower_port),
         "PATH": os.pathsep.join([programs, environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }

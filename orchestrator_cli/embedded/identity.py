@@ -1,6 +1,7 @@
 """Who Postgres runs as. It refuses root, and no system user is ever added for it.
 
-An ordinary user is himself. Root becomes, in this order: a uid other than 0 inside a
+An ordinary user is himself, unless the system has no name for his uid, as in many
+containers: Postgres insists on one, so he borrows nobody's. Root becomes, in this order: a uid other than 0 inside a
 user namespace of its own (files stay root's); nobody, by setpriv; nobody with the
 right to pass through directories that are closed to nobody (a project under /root).
 """
@@ -8,6 +9,7 @@ right to pass through directories that are closed to nobody (a project under /ro
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -49,15 +51,26 @@ class Identity:
 
 def choose(directory: Path, binary: str) -> Identity:
     """The first identity that can enter the directory and run the binary."""
-    if os.geteuid() != 0:
-        return Identity(os.geteuid())
-    for identity in (Identity(0, NAMESPACE), Identity(NOBODY, SWITCH), Identity(NOBODY, SWITCH_AND_PASS)):
-        if serves(identity, directory, binary):
+    for identity in candidates(os.geteuid()):
+        if not identity.prefix or serves(identity, directory, binary):
             return identity
+    reason = (
+        "Postgres does not run as root" if os.geteuid() == 0 else f"Postgres needs a user name for uid {os.geteuid()}"
+    )
     raise CannotStart(
-        f"Postgres does not run as root, and nobody else may enter {directory}",
+        f"{reason}, and nobody else may enter {directory}",
         next_step="run as an ordinary user, or name a server of your own in DATABASE_URL",
     )
+
+
+def candidates(uid: int) -> tuple[Identity, ...]:
+    if uid == 0:
+        return Identity(0, NAMESPACE), Identity(NOBODY, SWITCH), Identity(NOBODY, SWITCH_AND_PASS)
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return (Identity(uid, NAMESPACE),)
+    return (Identity(uid),)
 
 
 def serves(identity: Identity, directory: Path, binary: str) -> bool:
