@@ -53,7 +53,7 @@ beat_schedule = {
         "task": "schedules.tick",
         "schedule": pace,
         "kwargs": {"name": name},
-        "options": {"exchange": "", "routing_key": "system", "expires": max(pace, 10.0)},
+        "options": {"queue": "system", "expires": max(pace, 10.0)},
     }
     for name, pace in SCHEDULES.items()
 }

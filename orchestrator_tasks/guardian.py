@@ -66,6 +66,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     presence = Presence("guardian").start()
+    driver()  # now, not when the first stop is due
     log.info("guarding")
     run(over)
     presence.stop()

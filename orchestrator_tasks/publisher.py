@@ -1,7 +1,7 @@
 """The one door to Celery: jobs go out as messages here and nowhere else.
 
-They go to the default exchange, straight into the queue's list: after a FLUSHALL a
-declared exchange has lost its bindings and would drop every message silently.
+A direct queue is reached through the default exchange, straight into its list: after a
+FLUSHALL a declared exchange has lost its bindings and would drop every message silently.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from models.kernel.backlog import Ready
 from models.kernel.errors import Unavailable
 from orchestrator_tasks.app import app
 from orchestrator_tasks.hints import client
+
+
+CORRELATION = "correlation"  # the header that carries a request's id to the worker
 
 
 @functools.cache
@@ -49,11 +52,17 @@ def publish(jobs: Sequence[Ready]) -> None:
                     ids.new_uuid(),
                     job.task,
                     kwargs={"job_id": job.id, "subject_id": job.subject_id},
-                    headers={"correlation": job.correlation_id},
                     ignore_result=True,
                 )
                 app.amqp.send_task_message(
-                    producer, job.task, message, exchange="", routing_key=job.queue, priority=job.priority, retry=False
+                    producer,
+                    job.task,
+                    message,
+                    queue=job.queue,
+                    declare=[],
+                    priority=job.priority,
+                    headers={CORRELATION: job.correlation_id},
+                    retry=False,
                 )
     except (OperationalError, redis.RedisError, OSError) as error:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error

@@ -7,12 +7,11 @@ from flask import Blueprint, Response, jsonify
 from flask.typing import ResponseReturnValue
 
 from models.kernel.errors import OrchestratorError, Unavailable
-from models.kernel.hints import redis_url
 from models.kernel.ledger import count_partitions_ahead
 from models.kernel.processes import list_fresh_roles
 from models.kernel.session import statement
 from models.kernel.settings import settings
-from orchestrator_web import metrics
+from orchestrator_web import hints, metrics
 from orchestrator_web.auth import public, requires
 
 blueprint = Blueprint("health", __name__)
@@ -48,14 +47,10 @@ def missing_parts() -> list[str]:
     except Unavailable:
         missing = ["database"]
     try:
-        broker().ping()
+        hints.client().ping()
     except redis.RedisError:
         missing.append("broker")
     return missing
-
-
-def broker() -> redis.Redis:
-    return redis.Redis.from_url(redis_url(settings().broker_url), socket_timeout=1.0, socket_connect_timeout=1.0)
 
 
 def exposition() -> ResponseReturnValue:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 AGING_SHARE = 8
-MOST_REDISPATCHES = 64
+MOST_REDISPATCHES = 8
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import select
 from typing import Any
 
-from models.kernel.session import plain_errors, single_statements
+import psycopg2
+
+from models.kernel.errors import Unavailable
+from models.kernel.session import engine, plain_errors
 
 
 class Listener:
@@ -13,33 +16,37 @@ class Listener:
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
-        self.connection: Any = None
+        self.raw: Any = None
 
     def wait(self, seconds: float) -> bool:
         """Whether a notification came within so many seconds. Raises Unavailable when the database is away."""
         with plain_errors():
-            if self.connection is None:
-                self.connection = single_statements().connect()
-                self.connection.detach()
-                self.connection.exec_driver_sql(f'LISTEN "{self.channel}"')
             try:
+                if self.raw is None:
+                    self.raw = self.connect()
                 return self.poll(seconds)
-            except Exception:
+            except psycopg2.Error as error:
                 self.close()
-                raise
+                raise Unavailable("The database cannot answer right now", code="database_unavailable") from error
+
+    def connect(self) -> Any:
+        fairy = engine().raw_connection()
+        raw = fairy.driver_connection
+        fairy.detach()
+        raw.autocommit = True
+        with raw.cursor() as cursor:
+            cursor.execute(f'LISTEN "{self.channel}"')
+        return raw
 
     def poll(self, seconds: float) -> bool:
-        raw = self.connection.connection.driver_connection
-        ready, _, _ = select.select([raw], [], [], seconds)
-        if not ready:
-            return False
-        # A statement of no effect makes the driver read the notifications, or notice that the connection is gone.
-        self.connection.exec_driver_sql("SELECT 1")
-        came = bool(raw.notifies)
-        raw.notifies.clear()
+        ready, _, _ = select.select([self.raw], [], [], seconds)
+        if ready:
+            self.raw.poll()
+        came = bool(self.raw.notifies)
+        self.raw.notifies.clear()
         return came
 
     def close(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
+        if self.raw is not None:
+            self.raw.close()
+            self.raw = None

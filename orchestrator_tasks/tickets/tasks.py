@@ -20,6 +20,7 @@ from models.tickets.operations import Attempt, Outcome
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
+from orchestrator_tasks.publisher import CORRELATION
 from orchestrator_tasks.keeper import LEASE_LOST, SHUTDOWN, TIMEOUT, keeper
 from orchestrator_tasks.tickets.drivers.registry import driver
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
@@ -42,9 +43,7 @@ register(
 @app.task(name=operations.TASK)
 def execute(job_id: int, subject_id: str) -> str:
     """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
-    correlation_id = (current_task.request.headers or {}).get("correlation") or getattr(
-        current_task.request, "correlation", None
-    )
+    correlation_id = getattr(current_task.request, CORRELATION, None)
     with about(correlation_id=correlation_id, ticket_id=subject_id, action="execute"):
         attempt = take(job_id)
         if attempt is None:

@@ -13,7 +13,7 @@ from models.kernel.session import statement
 from models.kernel.tallies import count_states
 from models.tickets import operations, queries, telemetry
 from models.tickets.states import TICKET
-from orchestrator_web import paging
+from orchestrator_web import hints, paging
 from orchestrator_web.auth import public, requires
 from orchestrator_web.json import dumps
 from orchestrator_web.outcomes import awaiting
@@ -91,6 +91,7 @@ def execute_ticket(wanted: dict[str, Any]) -> Response:
             force=wanted["force"],
             caller=g.caller,
         )
+    hints.work_is_owed()
     accepted = answer(answers.accepted(row), 202)
     accepted.headers["Location"] = f"/ticket/{ticket_id}"
     if "respond-async" in request.headers.get("Prefer", ""):
