@@ -1,0 +1,1 @@
+"""What carries commands to robots, behind one small interface: `base` says which."""
