@@ -23,7 +23,7 @@ DRIVE = {
     "priority": "high",
 }
 HINT = "start it with `make up` in another terminal"
-LIST_FIELDS = ("ticket_id", "command", "status", "priority", "created_at")
+LIST_FIELDS = ("id", "command", "status", "priority", "created_at")
 REFUSED = 400
 SHORT = 60
 
@@ -41,7 +41,7 @@ def journey() -> None:
     with connect() as client:
         show("Is the service well?", client, "GET", "/")
         ticket = show("Please drive for two seconds", client, "POST", "/ticket", DRIVE)
-        ticket_id = ticket["ticket_id"]
+        ticket_id = ticket["id"]
         show("Do it now", client, "POST", "/execute", {"ticket_id": ticket_id})
         show("What became of it?", client, "GET", f"/ticket/{ticket_id}")
         show("All tickets", client, "GET", "/tickets")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.kernel.errors import OrchestratorError
 
 
-class CannotStart(OrchestratorError):  # noqa: N818 - errors are named for what happened, as in models/kernel/errors.py
+class CannotStart(OrchestratorError):
     """The machine or its settings do not let the service start."""
 
     code = "cannot_start"

@@ -4,7 +4,7 @@ Stopping has an order, and supervisord itself keeps it, so that it holds as well
 `up` is killed and can no longer say anything: each tier is a group, groups stop one
 after the other from the highest priority down, a group's programs together. First the
 web, so that no new work comes in; then what hands work out; then the workers, who
-finish what they have; Flower; and last the servers that remember it.
+finish what they have, and Flower, which only watches; last the servers that remember it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ class Tier:
 
 
 # The patiences add up to less than the ten seconds within which Ctrl-C has to be done.
-WEB = Tier("web", 60, 2)
+WEB = Tier("web", 60, 3)
 CLOCKS = Tier("clocks", 50, 1)
 WORKERS = Tier("workers", 40, 3)
-FLOWER = Tier("flower", 30, 1)
 BROKER = Tier("broker", 20, 1)
 DATABASE = Tier("database", 10, 1)
 
-TIERS = {"web": WEB, "dispatcher": CLOCKS, "guardian": CLOCKS, "beat": CLOCKS, "flower": FLOWER}
+TIERS = {"web": WEB, "dispatcher": CLOCKS, "guardian": CLOCKS, "beat": CLOCKS, "flower": WORKERS}
 
 SUPERVISORD = """\
 ; Written anew at every start from the Procfile by orchestrator_cli/supervise.py.

@@ -109,9 +109,9 @@ def test_the_demo_says_in_one_line_that_the_service_is_not_running(tmp_path: Pat
 
 
 def test_the_demo_shows_lists_as_rows_and_objects_as_fields() -> None:
-    assert table({"total": 1, "tickets": [{"ticket_id": "t", "status": "done", "params": {}}]}) == [
+    assert table({"total": 1, "tickets": [{"id": "t", "status": "done", "params": {}}]}) == [
         "total  1",
         "tickets:",
-        "  ticket_id  status",
-        "  t          done",
+        "  id  status",
+        "  t   done",
     ]
