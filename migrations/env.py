@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from alembic import context
+from sqlalchemy import create_engine, text
+
 import models.kernel.clients
 import models.kernel.dead_letters
 import models.kernel.installation
@@ -12,15 +15,13 @@ import models.kernel.schedules
 import models.kernel.tallies
 import models.tickets.robot_tables
 import models.tickets.tables  # noqa: F401 - each import adds its tables to the metadata
-from alembic import context
 from models.kernel.metadata import metadata
 from models.kernel.settings import postgres_url, settings
-from sqlalchemy import create_engine, text
 
 MIGRATION_LOCK = 7_203_115
 
 
-def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, _compare_to: object) -> bool:
+def is_ours(_object: object, name: str | None, _kind: str, _reflected: bool, _compare_to: object) -> bool:
     """Partitions are made by the database, not declared in the metadata."""
     return not (name and name.startswith(("ledger_0", "ledger_1")))
 

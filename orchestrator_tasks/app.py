@@ -6,9 +6,9 @@ import os
 import sys
 from typing import Any
 
-import celeryconfig
 from celery import Celery, signals
 
+import celeryconfig
 from models.kernel import logs
 from models.kernel.processes import Presence
 from models.kernel.schedules import declare

@@ -18,7 +18,6 @@ from models.kernel.errors import Unavailable
 from orchestrator_tasks.app import app
 from orchestrator_tasks.hints import client
 
-
 CORRELATION = "correlation"  # the header that carries a request's id to the worker
 
 

@@ -61,7 +61,6 @@ def exposition() -> ResponseReturnValue:
         raise Unavailable("The metrics cannot be read right now") from None
 
 
-
 def open_metrics() -> None:
     """Route /metrics, open or not as the settings say."""
     guard = public if settings().metrics_public else requires("read")

@@ -116,9 +116,12 @@ class Outcomes:
         backoff = 0.1
         while True:
             try:
-                async with redis.asyncio.Redis.from_url(
-                    redis_url(settings().broker_url), socket_connect_timeout=2.0, health_check_interval=5
-                ) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                async with (
+                    redis.asyncio.Redis.from_url(
+                        redis_url(settings().broker_url), socket_connect_timeout=2.0, health_check_interval=5
+                    ) as client,
+                    client.pubsub(ignore_subscribe_messages=True) as pubsub,
+                ):
                     await pubsub.subscribe(OUTCOMES)
                     backoff = 0.1
                     async for message in pubsub.listen():

@@ -116,9 +116,7 @@ def pick_jobs(connection: Connection, queue: str, slots: int, aging_seconds: flo
     if slots <= 0:
         return []
     aged_slots = max(1, slots // AGING_SHARE)
-    rows = connection.execute(
-        _PICK, {"queue": queue, "slots": slots, "aging": aging_seconds, "aged_slots": aged_slots}
-    )
+    rows = connection.execute(_PICK, {"queue": queue, "slots": slots, "aging": aging_seconds, "aged_slots": aged_slots})
     return [Ready(*row) for row in rows]
 
 

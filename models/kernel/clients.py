@@ -13,7 +13,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Column, Connection, DateTime, ForeignKey, Table, Text, func, select, text, update
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    ForeignKey,
+    Table,
+    Text,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from models.kernel import ids
@@ -74,11 +86,13 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def create_client(
-    connection: Connection, name: str, permissions: Iterable[str], tenant: str = "default"
-) -> None:
+def create_client(connection: Connection, name: str, permissions: Iterable[str], tenant: str = "default") -> None:
     """Create a client, or set the permissions and tenant of the one that has this name."""
-    values: dict[str, Any] = {"permissions": sorted(set(permissions) & PERMISSIONS), "tenant": tenant, "disabled_at": None}
+    values: dict[str, Any] = {
+        "permissions": sorted(set(permissions) & PERMISSIONS),
+        "tenant": tenant,
+        "disabled_at": None,
+    }
     made = insert(clients).values(name=name, **values)
     connection.execute(made.on_conflict_do_update(index_elements=["name"], set_=values))
 
@@ -116,7 +130,9 @@ def find_client_by_key(connection: Connection, key: str) -> Client | None:
 
 def find_client(connection: Connection, name: str) -> Client | None:
     """An enabled client by its name."""
-    row = connection.execute(select(clients).where(clients.c.name == name, clients.c.disabled_at.is_(None))).one_or_none()
+    row = connection.execute(
+        select(clients).where(clients.c.name == name, clients.c.disabled_at.is_(None))
+    ).one_or_none()
     return Client(row.name, row.tenant, frozenset(row.permissions)) if row else None
 
 

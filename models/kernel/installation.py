@@ -13,7 +13,9 @@ installation = Table(
     "installation",
     metadata,
     Column("singleton", Text, primary_key=True, server_default="row"),
-    Column("cursor_key", Text, nullable=False, server_default=func.concat(func.gen_random_uuid(), func.gen_random_uuid())),
+    Column(
+        "cursor_key", Text, nullable=False, server_default=func.concat(func.gen_random_uuid(), func.gen_random_uuid())
+    ),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     CheckConstraint("singleton = 'row'", name="singleton"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, select
+from sqlalchemy import CTE, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, select
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 

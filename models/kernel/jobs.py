@@ -85,7 +85,9 @@ jobs = Table(
         postgresql_where=text("fence IS NULL AND dispatched_at IS NULL AND NOT waits"),
     ),
     Index("jobs_lane_ix", "lane", "priority", "id", postgresql_where=text("lane IS NOT NULL")),
-    Index("jobs_sent_ix", "queue", "dispatched_at", postgresql_where=text("fence IS NULL AND dispatched_at IS NOT NULL")),
+    Index(
+        "jobs_sent_ix", "queue", "dispatched_at", postgresql_where=text("fence IS NULL AND dispatched_at IS NOT NULL")
+    ),
     Index("jobs_leased_ix", "id", postgresql_where=text("fence IS NOT NULL")),
     Index("jobs_expiry_ix", "expires_at", postgresql_where=text("fence IS NULL AND expires_at IS NOT NULL")),
     postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_threshold": 500},

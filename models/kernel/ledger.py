@@ -124,6 +124,8 @@ def make_partitions(connection: Connection) -> int:
     """
     made = 0
     while count_partitions_ahead(connection) < PARTITIONS_AHEAD:
-        first = connection.scalar(text("SELECT ledger_make_partition(:rows)"), {"rows": settings().ledger_partition_rows})
+        first = connection.scalar(
+            text("SELECT ledger_make_partition(:rows)"), {"rows": settings().ledger_partition_rows}
+        )
         made += first is not None
     return made

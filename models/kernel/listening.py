@@ -31,7 +31,7 @@ class Listener:
 
     def connect(self) -> Any:
         fairy = engine().raw_connection()
-        raw = fairy.driver_connection
+        raw: Any = fairy.driver_connection
         fairy.detach()
         raw.autocommit = True
         with raw.cursor() as cursor:

@@ -20,6 +20,8 @@ from typing import Any
 from models.kernel.errors import InvalidSettings
 
 PREFIX = "ORCHESTRATOR_"
+DEFAULT_HOME = Path(".orchestrator")
+SHORTEST_SECRET = 32  # bytes: RFC 7518, section 3.2
 PERMISSIONS = frozenset({"read", "write", "admin"})
 
 Parser = Callable[[str], Any]
@@ -104,7 +106,7 @@ class Settings:
     """Every setting of the service. Durations are seconds unless the name says otherwise."""
 
     # where things are
-    home: Path = setting(Path, Path(".orchestrator"), "data, sockets, logs and the admin token")
+    home: Path = setting(Path, DEFAULT_HOME, "data, sockets, logs and the admin token")  # noqa: RUF009
     database_url: str = setting(
         postgres_url, "", "Postgres 15 or newer; empty means the embedded one", env="DATABASE_URL"
     )
@@ -136,7 +138,10 @@ class Settings:
     jwt_issuer: str = setting(str, "", "required iss claim; empty accepts any")
     jwt_audience: str = setting(str, "", "required aud claim; empty accepts none")
     anonymous_permissions: frozenset[str] = setting(
-        permissions, frozenset(), "what a caller without a credential may do (loopback only)", env="ANONYMOUS_PERMISSIONS"
+        permissions,
+        frozenset(),
+        "what a caller without a credential may do (loopback only)",
+        env="ANONYMOUS_PERMISSIONS",
     )
 
     # the kernel
@@ -162,8 +167,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.anonymous_permissions and not is_loopback(self.host):
             raise ValueError("ANONYMOUS_PERMISSIONS is only allowed while ORCHESTRATOR_HOST is a loopback address")
-        if self.jwt_secret_key and len(self.jwt_secret_key.encode()) < 32:
-            raise ValueError("JWT_SECRET_KEY must have at least 32 bytes (RFC 7518, section 3.2)")
+        if self.jwt_secret_key and len(self.jwt_secret_key.encode()) < SHORTEST_SECRET:
+            raise ValueError("JWT_SECRET_KEY must have at least 32 bytes")
 
 
 def is_loopback(host: str) -> bool:

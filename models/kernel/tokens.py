@@ -20,6 +20,7 @@ from models.kernel.errors import Unauthenticated
 from models.kernel.settings import PERMISSIONS, settings
 
 LEEWAY_SECONDS = 5
+LONGEST_NAME = 64
 DEFAULT_PERMISSIONS = frozenset({"read", "write"})
 
 
@@ -27,7 +28,7 @@ def client_of_token(connection: Connection, token: str) -> Client:
     """The client that a token proves. Raises Unauthenticated."""
     claims = verified_claims(token)
     name = claims.get("sub")
-    if not isinstance(name, str) or not 1 <= len(name) <= 64 or "\x00" in name:
+    if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME or "\x00" in name:
         raise Unauthenticated("The token's sub claim must be a name of 1 to 64 characters", code="token_invalid")
     granted = permissions_of(claims)
     known = find_client(connection, name)

@@ -43,8 +43,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.dialects.postgresql import JSONB, psycopg2
 from sqlalchemy.exc import IntegrityError
 
 from models.kernel import job_parts
@@ -75,6 +74,8 @@ class Job(enum.Enum):
     RETURN = "release: ready again, the attempt not counted"
     RETRY = "retry: ready again after the given delay"
 
+
+DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
 BY_JOB = frozenset({Job.LEASE, Job.END, Job.RETURN, Job.RETRY})
 
@@ -162,7 +163,7 @@ class Act:
 
     @functools.cached_property
     def compiled(self) -> tuple[str, dict[str, Any]]:
-        made = self.statement().compile(dialect=PGDialect_psycopg2(), compile_kwargs={"render_postcompile": True})
+        made = self.statement().compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
         return str(made), dict(made.params)
 
     def statement(self) -> Any:
@@ -185,7 +186,10 @@ class Birth(Act):
         given = self.given_rows(self.given)
         table = self.subject.table
         new = {name: given.c[name] for name in self.given}
-        new |= {"state": literal(self.subject.machine.initial), "correlation_id": bindparam("correlation_id", None, type_=Text)}
+        new |= {
+            "state": literal(self.subject.machine.initial),
+            "correlation_id": bindparam("correlation_id", None, type_=Text),
+        }
         born = insert(table).from_select(list(new), select(*(v.label(n) for n, v in new.items()))).returning(*table.c)
         moved = born.cte("moved")
         answer = select(moved).add_cte(self.told.insert_into_ledger(self.subject.kind, moved, null()))
@@ -253,7 +257,9 @@ class Transition(Act):
             held = job_parts.held_by_subject(self.subject.kind, given)
             query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
         sources = bindparam("sources", sorted(self.sources), type_=job_parts.TEXTS)
-        return query.where(table.c.state == func.any(sources)).order_by(table.c.id).with_for_update(of=table).cte("picked")
+        return (
+            query.where(table.c.state == func.any(sources)).order_by(table.c.id).with_for_update(of=table).cte("picked")
+        )
 
     def moved(self, given: CTE, picked: CTE) -> CTE:
         table = self.subject.table
@@ -261,7 +267,7 @@ class Transition(Act):
         several = len(self.targets) > 1
         target = given.c.to if several else literal(next(iter(self.targets)))
         values = {"state": target, "revision": table.c.revision + 1, "updated_at": func.clock_timestamp()}
-        carried = [given.c[name].label(f"given_{name}") for name in self.given]
+        carried: list[Any] = [given.c[name].label(f"given_{name}") for name in self.given]
         carried += [picked.c.job_id] if by_job else []
         carried += [given.c.delay_seconds] if self.job is Job.RETRY else []
         query = update(table).where(

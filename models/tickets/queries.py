@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_
 
 from models.kernel.errors import NotFound
 from models.kernel.ledger import ledger
 from models.tickets.events import OUTCOME_TOPICS
-from models.tickets.states import TERMINAL, TICKET
+from models.tickets.states import TICKET
 from models.tickets.tables import tickets
 
 COUNT_CAP = 10_000
-Row = Mapping[str, Any]
+Row = RowMapping
 Position = tuple[datetime, str]
+Execution = tuple[str, int]
 
 
 def get_ticket(connection: Connection, ticket_id: str) -> Row:
@@ -55,7 +56,7 @@ def count_tickets(connection: Connection, filters: Mapping[str, str]) -> tuple[i
     return min(found, COUNT_CAP), found > COUNT_CAP
 
 
-def list_outcomes(connection: Connection, executions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+def list_outcomes(connection: Connection, executions: Sequence[Execution]) -> dict[Execution, dict[str, Any]]:
     """The recorded outcomes of these (ticket id, execution) pairs, of those that have ended, in one statement.
 
     They come from the ledger, so that a forced re-run cannot change what an earlier caller is told.
@@ -72,7 +73,3 @@ def list_outcomes(connection: Connection, executions: Sequence[tuple[str, int]])
     )
     found = {(row.subject_id, row.body["execution"]): {"status": row.to_state, **row.body} for row in rows}
     return {pair: found[pair] for pair in executions if pair in found}
-
-
-def is_terminal(row: Row) -> bool:
-    return row["state"] in TERMINAL

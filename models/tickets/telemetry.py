@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, RowMapping, select
 
 from models.kernel.ledger import ledger
 from models.kernel.tallies import read_tallies
@@ -33,9 +33,9 @@ OUTCOME_METRICS = {events.COMPLETED: "execution.success", events.FAILED: "execut
 METRICS_AT_CREATION = 2
 
 
-def list_last(connection: Connection, kinds: Sequence[str], topics: Sequence[str]) -> list[Mapping[str, Any]]:
+def list_last(connection: Connection, kinds: Sequence[str], topics: Sequence[str]) -> list[RowMapping]:
     """The last SHOWN ledger rows of these kinds and topics, oldest first."""
-    found: list[Mapping[str, Any]] = []
+    found: list[RowMapping] = []
     for kind in kinds:
         mine = (ledger.c.subject_kind == kind, ledger.c.topic.in_(topics))
         columns = (ledger.c.seq, ledger.c.topic, ledger.c.at, ledger.c.body, ledger.c.elapsed_ms)
@@ -82,7 +82,7 @@ def list_metrics(connection: Connection) -> dict[str, Any]:
     return {"count": METRICS_AT_CREATION * created + ended + timed, "metrics": metrics[-SHOWN:], "latency": latency}
 
 
-def metrics_of(row: Mapping[str, Any], total: int) -> Iterator[dict[str, Any]]:
+def metrics_of(row: RowMapping, total: int) -> Iterator[dict[str, Any]]:
     """The documented metrics of one ledger row; `total` is the number of tickets just after it."""
     command = {"command": row["body"]["command"]}
     if row["topic"] == events.CREATED:
@@ -95,7 +95,7 @@ def metrics_of(row: Mapping[str, Any], total: int) -> Iterator[dict[str, Any]]:
     yield metric(row, OUTCOME_METRICS[row["topic"]], 1.0, command)
 
 
-def metric(row: Mapping[str, Any], name: str, value: float, tags: Mapping[str, str]) -> dict[str, Any]:
+def metric(row: RowMapping, name: str, value: float, tags: Mapping[str, str]) -> dict[str, Any]:
     return {"timestamp": row["at"].isoformat(), "name": name, "value": value, "tags": dict(tags)}
 
 

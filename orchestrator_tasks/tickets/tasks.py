@@ -13,17 +13,16 @@ from models.kernel.errors import LeaseLost, Unavailable
 from models.kernel.jobs import Work, is_live, register
 from models.kernel.logs import about
 from models.kernel.session import statement
-from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
 from models.tickets import operations, safety
 from models.tickets.operations import Attempt, Outcome
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
-from orchestrator_tasks.publisher import CORRELATION
 from orchestrator_tasks.keeper import LEASE_LOST, SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.tickets.drivers.registry import driver
+from orchestrator_tasks.publisher import CORRELATION
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
+from orchestrator_tasks.tickets.drivers.registry import driver
 
 log = logging.getLogger(__name__)
 
