@@ -21,7 +21,7 @@ from pathlib import Path
 
 from orchestrator_cli.errors import CannotStart
 
-SOCKET_DIRECTORY_LIMIT = 70
+SOCKET_DIRECTORY_LIMIT = 80
 """A unix socket's whole path has 107 bytes; the rest is for file names that others choose."""
 
 PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
@@ -51,6 +51,14 @@ def socket_directory(directory: Path) -> Path:
         return make_directory(inside)
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     return private(Path(tempfile.gettempdir()), f"orchestrator-{os.geteuid()}-{digest}")
+
+
+def release_sockets(directory: Path) -> None:
+    """Remove the short directory under /tmp once its servers are gone; what is inside the home stays."""
+    path = socket_directory(directory)
+    if path.parent != directory:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def private(parent: Path, name: str) -> Path:
@@ -96,6 +104,12 @@ class Home:
     def members(self) -> Path:
         """The file that every process of this home keeps open."""
         return self.run / "members"
+
+    @property
+    def socket_owners(self) -> tuple[Path, ...]:
+        """The directories of this home that have a place for sockets."""
+        servers = (self.directory / "postgres", self.directory / "valkey")
+        return (self.run, *(directory for directory in servers if directory.exists()))
 
     @property
     def token(self) -> Path:

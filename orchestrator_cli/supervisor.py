@@ -17,7 +17,7 @@ from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped
 
 from orchestrator_cli import leash, leftovers, supervise
 from orchestrator_cli.errors import CannotStart
-from orchestrator_cli.home import Home
+from orchestrator_cli.home import Home, release_sockets
 from orchestrator_cli.supervise import Program
 
 STOP_SECONDS = 9.3
@@ -97,7 +97,10 @@ class Supervisor:
         deadline = time.monotonic() + STOP_SECONDS
         if self.process is not None:
             self._ask_to_stop(deadline)
-        return leftovers.clear(self.home.members, max(0.0, deadline - time.monotonic()))
+        forced = leftovers.clear(self.home.members, max(0.0, deadline - time.monotonic()))
+        for directory in self.home.socket_owners:
+            release_sockets(directory)
+        return forced
 
     def _ask_to_stop(self, deadline: float) -> None:
         assert self.process is not None

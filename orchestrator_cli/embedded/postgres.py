@@ -20,7 +20,7 @@ from orchestrator_cli.embedded import identity, orphans
 from orchestrator_cli.embedded.binaries import postgres_binary
 from orchestrator_cli.embedded.child import Child
 from orchestrator_cli.errors import CannotStart
-from orchestrator_cli.home import make_directory, socket_directory, write_secret
+from orchestrator_cli.home import make_directory, release_sockets, socket_directory, write_secret
 
 ROLE = "orchestrator"
 DATABASE = "orchestrator"
@@ -156,3 +156,4 @@ class Postgres:
         if self.child:
             self.child.stop()
             self.child = None
+            release_sockets(self.directory)

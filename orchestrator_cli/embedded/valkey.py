@@ -12,7 +12,7 @@ from orchestrator_cli.embedded import orphans
 from orchestrator_cli.embedded.binaries import valkey_binary
 from orchestrator_cli.embedded.child import Child
 from orchestrator_cli.errors import CannotStart
-from orchestrator_cli.home import make_directory, socket_directory
+from orchestrator_cli.home import make_directory, release_sockets, socket_directory
 
 # noeviction: a message may be lost in a crash but never dropped to make room for another.
 SETTINGS = {
@@ -93,3 +93,4 @@ class Valkey:
         if self.child:
             self.child.stop()
             self.child = None
+            release_sockets(self.directory)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from orchestrator_cli.embedded.postgres import Postgres
+from orchestrator_cli.home import socket_directory
 from tests.cli.service import Service, until
 
 Start = Callable[..., Service]
@@ -111,6 +112,10 @@ def test_a_deep_home_with_spaces_works_because_sockets_move_to_a_short_place(sta
     home.parent.mkdir()
     service = start(home).wait_until_ready()
     assert httpx.get(f"{service.url}/readyz").status_code == 200
+    sockets = socket_directory(home / "postgres")
+    assert home not in sockets.parents
+    service.stop()
+    assert not sockets.exists()
 
 
 def test_servers_named_in_the_settings_are_used_instead_of_embedded_ones(
