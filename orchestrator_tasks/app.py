@@ -12,7 +12,7 @@ import celeryconfig
 from models.kernel import logs
 from models.kernel.processes import Presence
 from models.kernel.schedules import declare
-from models.kernel.session import forget_engine, statement
+from models.kernel.session import statement
 from orchestrator_tasks.keeper import keeper
 
 app = Celery("orchestrator")
@@ -49,11 +49,6 @@ def worker_is_told_to_stop(**_: Any) -> None:
 def worker_ends(**_: Any) -> None:
     while presences:
         presences.pop().stop()
-
-
-@signals.worker_process_init.connect
-def child_starts(**_: Any) -> None:
-    forget_engine()
 
 
 @signals.beat_init.connect

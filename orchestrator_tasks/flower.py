@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from models.kernel import logs
 from models.kernel.processes import Presence
 from models.kernel.settings import is_loopback, settings
@@ -21,8 +23,13 @@ def arguments() -> list[str]:
 def main() -> None:
     logs.configure("flower")
     words = arguments()
-    Presence("flower").start()
-    app.start(words)
+    presence = Presence("flower").start()
+    try:
+        app.start(words)
+    finally:
+        # Flower's own threads may still wait for workers to answer; it keeps nothing that a hard exit could lose.
+        presence.stop()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,10 +69,15 @@ def single_statements() -> Engine:
 
 
 def forget_engine() -> None:
-    """After a fork: leave the parent's connections alone and start anew."""
-    engine().dispose(close=False)
+    """After a fork: leave the parent's connections to the parent and start anew."""
+    if engine.cache_info().currsize:
+        engine().dispose(close=False)
     single_statements.cache_clear()
     engine.cache_clear()
+
+
+# Two processes on one inherited connection would read each other's answers.
+os.register_at_fork(after_in_child=forget_engine)
 
 
 @contextlib.contextmanager
