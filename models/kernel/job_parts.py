@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from sqlalchemy import CTE, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, select
@@ -14,6 +15,22 @@ LANE_INDEX = "jobs_lane_leased_ix"
 TEXTS: ARRAY[str] = ARRAY(Text)
 
 
+class Job(enum.Enum):
+    """What a transition does to the jobs of its subjects."""
+
+    NONE = "the act knows no job"
+    LEASE = "take: the fence is drawn, the attempt counted"
+    END = "settle: the job under the given fence is gone"
+    END_ANY = "cancel: the subject's job is gone, whoever holds it"
+    END_UNSTARTED = "expire: the job is gone, unless somebody has it"
+    RETURN = "release: ready again, the attempt not counted"
+    RETRY = "retry: ready again after the given delay"
+
+
+BY_FENCE = frozenset({Job.END, Job.RETURN, Job.RETRY})
+BY_JOB = BY_FENCE | {Job.LEASE, Job.END_UNSTARTED}
+
+
 def seconds(value: Any) -> Any:
     """A number of seconds as an interval."""
     return func.make_interval(0, 0, 0, 0, 0, 0, value)
@@ -23,19 +40,27 @@ def as_column(value: Any, kind: Any) -> Any:
     return value if hasattr(value, "label") else cast(literal(value), kind)
 
 
-def held(kind: str, given: CTE, *, leasing: bool) -> CTE:
-    """The given jobs, locked in id order: takeable ones, or those under the given fence."""
+def guard_of(job: Job, given: CTE) -> Any:
+    """Which of the given jobs an act may touch. A retry needs an attempt that is left: nobody could take it else."""
+    unstarted = jobs.c.fence.is_(None)
+    has_attempts = jobs.c.attempt < jobs.c.max_attempts
     now = func.clock_timestamp()
-    takeable = and_(
-        jobs.c.fence.is_(None),
-        jobs.c.run_at <= now,
-        jobs.c.attempt < jobs.c.max_attempts,
-        func.coalesce(jobs.c.expires_at, func.to_timestamp(cast("infinity", Double))) > now,
-    )
-    guard = takeable if leasing else jobs.c.fence == given.c.fence
+    expires_at = func.coalesce(jobs.c.expires_at, func.to_timestamp(cast("infinity", Double)))
+    guards = {
+        Job.LEASE: and_(unstarted, has_attempts, jobs.c.run_at <= now, expires_at > now),
+        Job.END_UNSTARTED: unstarted,
+    }
+    if job in guards:
+        return guards[job]
+    under_fence = jobs.c.fence == given.c.fence
+    return and_(under_fence, has_attempts) if job is Job.RETRY else under_fence
+
+
+def held(kind: str, given: CTE, job: Job) -> CTE:
+    """The given jobs that the act may touch, locked in id order."""
     return (
         select(jobs.c.id.label("job_id"), jobs.c.subject_id)
-        .where(jobs.c.id == given.c.job_id, jobs.c.subject_kind == kind, guard)
+        .where(jobs.c.id == given.c.job_id, jobs.c.subject_kind == kind, guard_of(job, given))
         .order_by(jobs.c.id)
         .with_for_update(of=jobs)
         .cte("held")

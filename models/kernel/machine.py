@@ -29,7 +29,7 @@ class Machine:
         return frozenset(self.edges)
 
     def allows(self, source: str, target: str) -> bool:
-        return target in self.edges[source]
+        return target in self.edges.get(source, ())
 
     def check(self, sources: Iterable[str], targets: Iterable[str]) -> None:
         """Raise ValueError unless every source may move to every target: a mistake of ours, found at import."""

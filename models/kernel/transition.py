@@ -19,7 +19,6 @@ their present state and says what is wrong. `Birth` is the transition from nothi
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,20 +63,9 @@ class LaneBusy(Conflict):
     code = "lane_busy"
 
 
-class Job(enum.Enum):
-    """What a transition does to the jobs of its subjects."""
-
-    NONE = "the act knows no job"
-    LEASE = "take: the fence is drawn, the attempt counted"
-    END = "settle: the job under the given fence is gone"
-    END_ANY = "cancel: the subject's job is gone, whoever holds it"
-    RETURN = "release: ready again, the attempt not counted"
-    RETRY = "retry: ready again after the given delay"
-
+Job = job_parts.Job
 
 DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
-
-BY_JOB = frozenset({Job.LEASE, Job.END, Job.RETURN, Job.RETRY})
 
 
 @dataclass(frozen=True)
@@ -215,6 +203,8 @@ class Transition(Act):
 
     def __post_init__(self) -> None:
         self.subject.machine.check(self.sources, self.targets)
+        if self.owes and self.job is not Job.NONE:
+            raise ValueError(f"{self.subject.kind}: an act that touches a job owes none; it would be forgotten")
 
     def statement(self) -> Any:
         given = self.given_rows(self.columns())
@@ -229,13 +219,15 @@ class Transition(Act):
 
     def further(self, moved: CTE, job: CTE | None) -> list[CTE]:
         parts = [self.told.insert_into_ledger(self.subject.kind, moved, moved.c.from_state)]
-        if job is not None and self.job in {Job.END, Job.END_ANY, Job.RETURN, Job.RETRY}:
+        if job is not None and self.job not in {Job.NONE, Job.LEASE}:
             parts.append(job_parts.next_in_lane(job))
         return parts + [part.cte(f"also_{n}") for n, part in enumerate(self.also(moved))]
 
     def columns(self) -> dict[str, Any]:
-        types: dict[str, Any] = {"job_id": BigInteger} if self.job in BY_JOB else {"id": Text, "revision": Integer}
-        if self.job in BY_JOB - {Job.LEASE}:
+        types: dict[str, Any] = (
+            {"job_id": BigInteger} if self.job in job_parts.BY_JOB else {"id": Text, "revision": Integer}
+        )
+        if self.job in job_parts.BY_FENCE:
             types["fence"] = BigInteger
         if self.job is Job.RETRY:
             types["delay_seconds"] = Double
@@ -246,15 +238,19 @@ class Transition(Act):
     def picked(self, given: CTE) -> CTE:
         table = self.subject.table
         query = select(table.c.id, table.c.state.label("from_state"))
-        if self.job in BY_JOB:
-            held = job_parts.held(self.subject.kind, given, leasing=self.job is Job.LEASE)
+        if self.job in job_parts.BY_JOB:
+            held = job_parts.held(self.subject.kind, given, self.job)
             query = query.add_columns(held.c.job_id).where(table.c.id == held.c.subject_id)
         else:
             revision = func.coalesce(given.c.revision, table.c.revision)
             query = query.where(table.c.id == given.c.id, table.c.revision == revision)
         if self.job is Job.END_ANY:
-            # Reading the count makes Postgres lock the jobs before the subjects.
+            # Reading the count makes Postgres lock the jobs before the subjects. A subject that changed while this
+            # waited for its lock may owe a job that this statement cannot see: it stays, and the caller looks again.
             held = job_parts.held_by_subject(self.subject.kind, given)
+            seen = select(table.c.id, table.c.revision).where(table.c.id == given.c.id).cte("seen")
+            seen = seen.prefix_with("MATERIALIZED")
+            query = query.where(table.c.id == seen.c.id, table.c.revision == seen.c.revision)
             query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
         sources = bindparam("sources", sorted(self.sources), type_=job_parts.TEXTS)
         return (
@@ -263,7 +259,7 @@ class Transition(Act):
 
     def moved(self, given: CTE, picked: CTE) -> CTE:
         table = self.subject.table
-        by_job = self.job in BY_JOB
+        by_job = self.job in job_parts.BY_JOB
         several = len(self.targets) > 1
         target = given.c.to if several else literal(next(iter(self.targets)))
         values = {"state": target, "revision": table.c.revision + 1, "updated_at": func.clock_timestamp()}
@@ -286,6 +282,7 @@ class Transition(Act):
             Job.NONE: lambda: self.owed_job(moved),
             Job.LEASE: lambda: job_parts.leased(moved),
             Job.END: lambda: job_parts.ended(moved),
+            Job.END_UNSTARTED: lambda: job_parts.ended(moved),
             Job.END_ANY: lambda: job_parts.ended_by_subject(self.subject.kind, moved),
             Job.RETURN: lambda: job_parts.returned(moved, attempts=-1),
             Job.RETRY: lambda: job_parts.returned(moved, attempts=0, delay_seconds=moved.c.delay_seconds),

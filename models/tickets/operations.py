@@ -193,7 +193,7 @@ def ending(
 
 SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter)
 LOSE = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END, letter_and_stop)
-EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_ANY, letter)
+EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter)
 CANCEL = ending(frozenset({PENDING, QUEUED, EXECUTING}), frozenset({CANCELLED}), Job.END_ANY, stop_for)
 
 
@@ -309,5 +309,5 @@ def lose_tickets(connection: Connection, held: Sequence[Held]) -> int:
 
 def expire_tickets(connection: Connection, held: Sequence[Held]) -> int:
     """These could not start in time: they fail as expired, so that nothing moves hours later."""
-    rows = [{"id": job.subject_id, "error": EXPIRED, "error_code": "expired"} for job in held]
+    rows = [{"job_id": job.id, "error": EXPIRED, "error_code": "expired"} for job in held]
     return len(EXPIRE(connection, rows, actor="reaper"))
