@@ -39,6 +39,9 @@ OPENAPI: dict[str, Any] = {
 
 REFUSALS = {403, 404, 409, 422}
 ACTS = {"POST", "PUT", "PATCH", "DELETE"}
+FORBIDDEN = 403
+METHODS = ACTS | {"GET", "HEAD", "OPTIONS"}
+LONGEST_NOTED_PATH = 200
 
 
 def create_app() -> Flask:
@@ -47,13 +50,14 @@ def create_app() -> Flask:
     app.json = StrictJson(app)
     app.config.update(OPENAPI, MAX_CONTENT_LENGTH=settings().max_body_bytes, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False
     app.before_request(begin)
     auth.register(app)
     app.before_request(parsing.check_body)
     app.after_request(finish)
     app.teardown_request(forget)
-    problems.register(app)
     api = Api(app)
+    problems.register(app)  # after Api, which brings error handlers of its own
     api.register_blueprint(tickets.blueprint)
     app.register_blueprint(health.blueprint)
     docs.register(app, api)
@@ -74,7 +78,8 @@ def finish(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     took = clock.monotonic() - g.began
     path = request.url_rule.rule if request.url_rule else "none"
-    REQUESTS.labels(request.method, path, str(response.status_code)).observe(took)
+    method = request.method if request.method in METHODS else "other"
+    REQUESTS.labels(method, path, str(response.status_code)).observe(took)
     log.info("answered", extra={"status": response.status_code, "ms": round(took * 1000, 2), "caller": caller_name()})
     keep_refusal(response)
     return response
@@ -90,12 +95,16 @@ def caller_name() -> str | None:
 
 
 def keep_refusal(response: Response) -> None:
-    """An authenticated caller was refused an act: the ledger says who asked for what, and why not."""
-    if "caller" not in g or request.method not in ACTS or response.status_code not in REFUSALS:
+    """An authenticated caller was refused: the ledger says who asked for what, and why not.
+
+    Every act, and of readings those that were forbidden.
+    """
+    status = response.status_code
+    if "caller" not in g or status not in REFUSALS or (request.method not in ACTS and status != FORBIDDEN):
         return
-    said = response.get_json(silent=True) or {}
-    subject = g.get("subject") or ("request", request.path[:200])
-    body = {"method": request.method, "path": request.path[:200], "status": response.status_code}
+    path = request.path[:LONGEST_NOTED_PATH].replace("\x00", "\ufffd")
+    subject = g.get("subject") or ("request", path)
+    body = {"method": request.method, "path": path, "status": status}
     try:
         with statement() as connection:
             note(
@@ -104,7 +113,7 @@ def keep_refusal(response: Response) -> None:
                 subject=subject,
                 actor=g.caller.name,
                 correlation_id=g.correlation_id,
-                reason=said.get("code"),
+                reason=g.get("problem_code"),
                 body=body,
             )
     except OrchestratorError:

@@ -10,7 +10,7 @@ from flask import Request, current_app, request
 from webargs.flaskparser import FlaskParser
 
 from models.kernel.errors import Invalid
-from orchestrator_web.json import escape
+from orchestrator_web.json import escape, refused
 from orchestrator_web.problems import BadRequest
 
 JSON = "application/json"
@@ -18,7 +18,7 @@ JSON = "application/json"
 
 def check_body() -> None:
     """Before any view: a body, where there is one, is JSON. Raises BadRequest (400 or 415) or Invalid."""
-    if request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
+    if request.routing_exception is not None or request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
         return
     if not request.content_length and request.method == "DELETE":
         return
@@ -40,6 +40,15 @@ class StrictParser(FlaskParser):
         if not isinstance(document, dict) and not getattr(schema, "many", False):
             raise Invalid("The body must be a JSON object", errors=[{"pointer": "", "detail": "must be an object"}])
         return document
+
+    def load_querystring(self, req: Request, schema: Any) -> Any:
+        """Each parameter once, and no NUL in any. Raises Invalid."""
+        for name, values in req.args.lists():
+            if len(values) > 1:
+                raise refused(f"/{escape(name)}", "must be given once")
+            if "\x00" in name + values[0]:
+                raise refused(f"/{escape(name)}", "must not contain the NUL character")
+        return super().load_querystring(req, schema)
 
     def handle_error(
         self, error: marshmallow.ValidationError, req: Any, schema: Any, *, error_status_code: Any, error_headers: Any

@@ -60,6 +60,7 @@ def status_of(error: errors.OrchestratorError) -> int:
 
 def problem(status: int, code: str, detail: str, **members: Any) -> Response:
     """A problem response. `message` repeats `detail` under the name that other contracts use."""
+    g.problem_code = code
     body = {
         "type": f"urn:orchestrator:problem:{code}",
         "title": TITLES.get(status, "Error"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Response, g, request
 from flask_smorest import Blueprint
+from werkzeug.http import parse_list_header
 
 from models.kernel.errors import Invalid, NotFound
 from models.kernel.session import statement
@@ -53,7 +54,7 @@ def get_health() -> Response:
 
 
 @blueprint.post("/ticket")
-@blueprint.arguments(schemas.TicketCreateRequest)
+@blueprint.arguments(schemas.TicketCreateRequest())
 @blueprint.response(201, schemas.TicketSchema)
 @requires("write")
 def create_ticket(draft: dict[str, Any]) -> Response:
@@ -76,7 +77,7 @@ def get_ticket(ticket_id: str) -> Response:
 
 
 @blueprint.post("/execute")
-@blueprint.arguments(schemas.ExecuteRequest)
+@blueprint.arguments(schemas.ExecuteRequest())
 @blueprint.response(200, schemas.ExecuteResponse)
 @blueprint.alt_response(202, schema=schemas.ExecuteResponse)
 @requires("write")
@@ -94,15 +95,21 @@ def execute_ticket(wanted: dict[str, Any]) -> Response:
     hints.work_is_owed()
     accepted = answer(answers.accepted(row), 202)
     accepted.headers["Location"] = f"/ticket/{ticket_id}"
-    if "respond-async" in request.headers.get("Prefer", ""):
+    if prefers_async():
         accepted.headers["Preference-Applied"] = "respond-async"
         return awaiting(accepted, None)
     longest = wanted["expires_in_seconds"] + row["timeout_seconds"]
     return awaiting(accepted, (ticket_id, row["execution"], longest))
 
 
+def prefers_async() -> bool:
+    """Whether the caller's preferences (RFC 7240) name respond-async; tokens know no case."""
+    wishes = parse_list_header(request.headers.get("Prefer", ""))
+    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
+
+
 @blueprint.get("/tickets")
-@blueprint.arguments(schemas.TicketQuery, location="query")
+@blueprint.arguments(schemas.TicketQuery(), location="query")
 @blueprint.response(200, schemas.TicketPage)
 @requires("read")
 def list_tickets(wanted: dict[str, Any]) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from marshmallow import EXCLUDE, RAISE, Schema, fields, validate
@@ -15,6 +16,7 @@ DEFAULT_TIMEOUT_SECONDS = 300
 LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
 DEEPEST_OFFSET = 10_000
 TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}\Z", error="must be 1 to 64 letters, digits or . _ : -")
+DIGITS = re.compile(r"-?[0-9]{1,9}")
 STATES = tuple(TICKET.edges)
 
 
@@ -35,6 +37,15 @@ class StrictInteger(fields.Integer):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class QueryInteger(fields.Integer):
+    """A query parameter of plain digits: int() would also take 1_0, +5 and the digits of other scripts."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not DIGITS.fullmatch(value):
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kwargs)
 
@@ -121,8 +132,8 @@ class TicketQuery(Schema):
     command = fields.String(validate=validate.Length(max=LONGEST_COMMAND))
     priority = fields.String(validate=validate.OneOf(PRIORITIES))
     target = fields.String(validate=TARGET)
-    limit = fields.Integer(load_default=DEFAULT_PAGE, validate=validate.Range(1, LARGEST_PAGE))
-    offset = fields.Integer(
+    limit = QueryInteger(load_default=DEFAULT_PAGE, validate=validate.Range(1, LARGEST_PAGE))
+    offset = QueryInteger(
         load_default=0,
         validate=validate.Range(0, DEEPEST_OFFSET, error=f"must be 0 to {DEEPEST_OFFSET}; use cursor to go deeper"),
     )
