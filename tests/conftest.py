@@ -58,10 +58,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
 
 def forget() -> None:
     """Drop everything that a process reads once: settings, engines, the key of the cursors."""
-    if session.engine.cache_info().currsize:
-        session.engine().dispose()
-    session.single_statements.cache_clear()
-    session.engine.cache_clear()
+    session.dispose_engines()
     settings.settings.cache_clear()
     installation.cursor_key.cache_clear()
     registry.driver.cache_clear()

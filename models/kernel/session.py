@@ -48,36 +48,53 @@ def connect_options(chosen: Settings) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def engine() -> Engine:
-    """This process's engine, made on first use so that a forked child makes its own."""
+def make_engine(connections: int, **options: Any) -> Engine:
     chosen = settings()
     return create_engine(
         chosen.database_url,
-        pool_size=chosen.database_pool,
+        pool_size=connections,
         max_overflow=0,
         pool_timeout=chosen.lock_timeout,
         connect_args=connect_options(chosen),
         json_serializer=to_json,
         json_deserializer=orjson.loads,
+        **options,
     )
 
 
 @functools.cache
+def engine() -> Engine:
+    """This process's engine for transactions, made on first use."""
+    return make_engine(settings().database_pool)
+
+
+@functools.cache
 def single_statements() -> Engine:
-    return engine().execution_options(isolation_level="AUTOCOMMIT")
+    """This process's engine for statements that commit by themselves.
+
+    It has connections of its own: switching one between the two modes costs more than a statement's own work.
+    """
+    return make_engine(settings().database_pool, isolation_level="AUTOCOMMIT")
 
 
-def forget_engine() -> None:
+ENGINES = (engine, single_statements)
+
+
+def dispose_engines(*, close: bool = True) -> None:
+    """Drop this process's engines; the next use makes new ones."""
+    for made in ENGINES:
+        if made.cache_info().currsize:
+            made().dispose(close=close)
+        made.cache_clear()
+
+
+def forget_engines() -> None:
     """After a fork: leave the parent's connections to the parent and start anew."""
-    if engine.cache_info().currsize:
-        engine().dispose(close=False)
-    single_statements.cache_clear()
-    engine.cache_clear()
+    dispose_engines(close=False)
 
 
 # Two processes on one inherited connection would read each other's answers.
-os.register_at_fork(after_in_child=forget_engine)
+os.register_at_fork(after_in_child=forget_engines)
 
 
 @contextlib.contextmanager
