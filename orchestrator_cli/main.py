@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from models.kernel.errors import InvalidSettings, OrchestratorError
-from models.kernel.settings import load
+from models.kernel.settings import load, variables
 from orchestrator_cli.errors import CannotStart
 
 WRONG_SETTINGS = 2
@@ -97,3 +97,11 @@ def database_url() -> str:
 
 if __name__ == "__main__":
     main()
+
+
+@main.command()
+def settings() -> None:
+    """List every setting: its variable, its default, what it means."""
+    for name, item in variables().items():
+        default = ",".join(sorted(item.default)) if isinstance(item.default, frozenset) else str(item.default)
+        click.echo(f"{name:38} {default or '-':24} {item.metadata['help']}")
