@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 AGING_SHARE = 8
-MOST_REDISPATCHES = 8
+DOUBLINGS = 3  # how often the patience with a silent message doubles
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Ready:
 
 
 # Loose index scans over (priority, tenant) pairs that have ready jobs, then the heads of each.
+# SKIP LOCKED: a job that somebody is changing is looked at again next time; one of them must not hold the others up.
 _PICK = text(
     """
     WITH RECURSIVE gate AS MATERIALIZED (
@@ -60,10 +61,14 @@ _PICK = text(
     ), fitting AS (
         SELECT heads.id, heads.priority, heads.turn, heads.run_at FROM heads JOIN chosen USING (id)
          ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at LIMIT :slots
+    ), free AS (
+        SELECT jobs.id, fitting.turn, fitting.run_at FROM jobs JOIN fitting USING (id)
+         WHERE jobs.fence IS NULL AND jobs.dispatched_at IS NULL AND NOT jobs.waits
+         ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
     ), sent AS (
         UPDATE jobs SET dispatched_at = clock_timestamp(), dispatches = dispatches + 1
-          FROM fitting WHERE jobs.id = fitting.id AND jobs.fence IS NULL AND jobs.dispatched_at IS NULL
-        RETURNING jobs.id, task, subject_id, queue, jobs.priority, correlation_id, fitting.turn, fitting.run_at
+          FROM free WHERE jobs.id = free.id
+        RETURNING jobs.id, task, subject_id, queue, jobs.priority, correlation_id, free.turn, free.run_at
     )
     SELECT id, task, subject_id, queue, priority, correlation_id FROM sent ORDER BY priority, turn, run_at, id
     """
@@ -75,7 +80,7 @@ _SEND_AGAIN = text(
         SELECT id FROM jobs
          WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NOT NULL
            AND dispatched_at < clock_timestamp()
-               - make_interval(secs => :patience * least(power(2, dispatches - 1), :most))
+               - make_interval(secs => :patience * power(2, least(dispatches - 1, :doublings)))
          ORDER BY dispatched_at LIMIT :slots FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET dispatched_at = NULL FROM silent WHERE jobs.id = silent.id
@@ -102,8 +107,12 @@ _WAKE = text(
             SELECT id, waits FROM jobs WHERE jobs.lane = lanes.lane ORDER BY priority, id LIMIT 1) AS head
          WHERE lanes.lane IS NOT NULL AND head.waits
            AND NOT EXISTS (SELECT FROM jobs WHERE jobs.lane = lanes.lane AND fence IS NOT NULL)
+    ), free AS (
+        SELECT jobs.id FROM jobs JOIN heads USING (id)
+         WHERE jobs.waits AND jobs.fence IS NULL
+         ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
     )
-    UPDATE jobs SET waits = false, dispatched_at = NULL FROM heads WHERE jobs.id = heads.id AND waits AND fence IS NULL
+    UPDATE jobs SET waits = false, dispatched_at = NULL FROM free WHERE jobs.id = free.id
     """
 )
 
@@ -122,7 +131,7 @@ def pick_jobs(connection: Connection, queue: str, slots: int, aging_seconds: flo
 
 def send_again(connection: Connection, queue: str, slots: int, patience_seconds: float) -> int:
     """Make jobs ready again whose message nobody took; only called while their Celery queue is empty."""
-    parameters = {"queue": queue, "slots": slots, "patience": patience_seconds, "most": MOST_REDISPATCHES}
+    parameters = {"queue": queue, "slots": slots, "patience": patience_seconds, "doublings": DOUBLINGS}
     return connection.execute(_SEND_AGAIN, parameters).rowcount
 
 

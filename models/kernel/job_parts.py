@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from sqlalchemy import CTE, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, select
+from sqlalchemy import CTE, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, or_, select
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -81,7 +81,8 @@ def held_by_subject(kind: str, given: CTE) -> CTE:
 def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
     """The jobs that the moved subjects owe from now on.
 
-    A job waits when its lane holds one of equal or better priority; the lane's index has the last word.
+    A job waits when its lane, or this very batch, holds one of equal or better priority that comes before it;
+    the lane's index has the last word.
     """
     priority = as_column(spec.priority, jobs.c.priority.type)
     values: dict[str, Any] = {
@@ -101,7 +102,8 @@ def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
         lane = as_column(spec.lane, Text)
         others = jobs.alias("others")
         ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority).exists()
-        values |= {"lane": lane, "waits": and_(lane.is_not(None), ahead)}
+        turn = func.row_number().over(partition_by=lane, order_by=(priority, moved.c.id))
+        values |= {"lane": lane, "waits": and_(lane.is_not(None), or_(turn > 1, ahead))}
     source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
     return insert(jobs).from_select(list(values), source).returning(jobs.c.id.label("job_id")).cte("job")
 

@@ -143,12 +143,20 @@ def register(work: Work) -> None:
     REGISTRY[work.task] = work
 
 
-_RENEW = (
-    update(jobs)
+# Locked in id order like every batch of jobs, so that no renewal deadlocks with what ends them.
+_LIVE = (
+    select(jobs.c.id)
     .where(
         jobs.c.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))),
         jobs.c.fence == func.any(bindparam("fences", type_=ARRAY(BigInteger))),
     )
+    .order_by(jobs.c.id)
+    .with_for_update(key_share=True)
+    .cte("live")
+)
+_RENEW = (
+    update(jobs)
+    .where(jobs.c.id == _LIVE.c.id)
     .values(lease_until=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds")))
     .returning(jobs.c.id, jobs.c.fence)
 )

@@ -11,7 +11,7 @@ from models.kernel.backoff import backoff_seconds
 from models.kernel.jobs import is_live, jobs, list_expired, list_lost, renew
 from models.kernel.session import settings as session_settings
 from tests.kernel import parcel
-from tests.kernel.races import meanwhile
+from tests.kernel.races import meanwhile, together
 
 
 def lease_ends(connection: Connection, job_id: int) -> None:
@@ -199,16 +199,30 @@ def test_the_lease_lasts_as_long_as_the_settings_say(connection: Connection) -> 
     assert lease - 5 < float(left) <= lease
 
 
-def test_renewing_many_leases_does_not_deadlock_with_ending_them(connection: Connection) -> None:
-    names = [f"p{n}" for n in range(6)]
+def test_a_renewal_that_meets_a_settle_renews_the_others(connection: Connection) -> None:
+    taken = [parcel.take_one(connection, job) for job in parcel.send(connection, "a", "b", "c")]
+    pairs = [(row["job_id"], row["fence"]) for row in taken]
+    _, renewed = meanwhile(lambda c: parcel.deliver(c, taken[1]), lambda c: renew(c, pairs))
+    assert renewed == {pairs[0], pairs[2]}
+
+
+def test_renewals_lock_in_the_order_in_which_batches_of_jobs_are_ended(connection: Connection) -> None:
+    names = [f"p{n:02}" for n in range(40)]
     taken = [parcel.take_one(connection, job) for job in parcel.send(connection, *names)]
     pairs = [(row["job_id"], row["fence"]) for row in taken]
+    for job, _ in pairs[::-1]:  # the heap's order is now another than the ids'
+        connection.execute(text("UPDATE jobs SET priority = 1 WHERE id = :id"), {"id": job})
+    nobody = [{"job_id": job, "fence": fence, "to": "nowhere"} for job, fence in pairs]
 
-    def end_first(other: Connection) -> int:
-        return len(parcel.deliver(other, taken[0]))
+    def end(other: Connection) -> None:
+        for _ in range(150):
+            assert parcel.SETTLE(other, nobody, actor="driver") == []
 
-    _, renewed = meanwhile(end_first, lambda c: renew(c, pairs[::-1]))
-    assert renewed == set(pairs[1:])
+    def keep(other: Connection) -> None:
+        for _ in range(150):
+            assert len(renew(other, pairs)) == len(pairs)
+
+    together(end, keep, keep)
 
 
 GOOD = {"task": "t", "subject_kind": "k", "subject_id": "s", "queue": "q", "correlation_id": "c", "timeout_seconds": 1}

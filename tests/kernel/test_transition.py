@@ -13,25 +13,25 @@ from models.kernel.errors import Unavailable
 from models.kernel.jobs import jobs
 from models.kernel.ledger import ledger
 from models.kernel.machine import Machine
-from models.kernel.session import engine, statement, transaction
+from models.kernel.session import statement, transaction
 from models.kernel.transition import Job, LaneBusy
 from tests.kernel import parcel
 from tests.kernel.races import together
 
 
 @contextmanager
-def counted() -> Iterator[list[str]]:
+def counted(connection: Connection) -> Iterator[list[str]]:
     """The statements that reach the database meanwhile."""
     seen: list[str] = []
 
     def note(_connection: object, _cursor: object, sql: str, *_: object) -> None:
         seen.append(sql)
 
-    event.listen(engine(), "before_cursor_execute", note)
+    event.listen(connection, "before_cursor_execute", note)
     try:
         yield seen
     finally:
-        event.remove(engine(), "before_cursor_execute", note)
+        event.remove(connection, "before_cursor_execute", note)
 
 
 def everything(connection: Connection) -> tuple[object, ...]:
@@ -44,12 +44,12 @@ def everything(connection: Connection) -> tuple[object, ...]:
 
 def test_a_hundred_subjects_move_in_one_statement_each_act(connection: Connection) -> None:
     names = [f"p{n:03}" for n in range(100)]
-    with counted() as seen:
+    with counted(connection) as seen:
         parcel.pack(connection, *names)
         parcel.ask(connection, *names)
     assert len(seen) == 2
     waiting = [parcel.job_of(connection, name)["id"] for name in names]
-    with counted() as seen:
+    with counted(connection) as seen:
         taken = parcel.take(connection, *waiting)
         ended = parcel.SETTLE(connection, [{**parcel.held(t), "to": "delivered"} for t in taken], actor="driver")
     assert len(seen) == 2
