@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 from typing import Any
 
@@ -28,11 +28,9 @@ def role_of(hostname: str) -> str:
 
 @signals.setup_logging.connect
 def log_as_json(**_: Any) -> None:
-    logs.configure(os.environ.get("ORCHESTRATOR_ROLE") or celery_command())
-
-
-def celery_command() -> str:
-    return next((word for word in ("worker", "beat", "flower") if word in sys.argv), "celery")
+    logs.configure(next((word for word in ("worker", "beat", "flower") if word in sys.argv), "celery"))
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # our own lines say the same, with the ticket's id
 
 
 @signals.worker_ready.connect
