@@ -199,6 +199,9 @@ BEGIN
     name := 'ledger_' || lpad(first::text, 19, '0');
     EXECUTE format('CREATE TABLE %I (LIKE ledger INCLUDING ALL)', name);
     EXECUTE format('ALTER TABLE ledger ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', name, first, first + rows);
+    -- Row triggers come with the attachment, statement triggers do not.
+    EXECUTE format('CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON %I
+        FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuse_change()', name);
     RETURN first;
 END $$;
 

@@ -14,17 +14,21 @@ from sqlalchemy.types import Text
 
 from models.kernel import clock
 
+PACE_SECONDS = 0.005
+
 _LAST = text("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM ledger_seq")
 _WRITERS = text(
     """
     SELECT coalesce(array_agg(virtualtransaction), '{}') FROM pg_locks
      WHERE relation = 'ledger'::regclass AND mode = 'RowExclusiveLock' AND granted AND pid <> pg_backend_pid()
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
 _REMAINING = text(
     """
     SELECT count(*) FROM pg_locks
      WHERE relation = 'ledger'::regclass AND mode = 'RowExclusiveLock' AND virtualtransaction = ANY(:writers)
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 ).bindparams(bindparam("writers", type_=ARRAY(Text)))
 
@@ -40,4 +44,5 @@ def find_horizon(connection: Connection, patience_seconds: float = 1.0) -> int |
     while writers and connection.scalar(_REMAINING, {"writers": writers}):
         if clock.monotonic() > deadline:
             return None
+        clock.pause(PACE_SECONDS)
     return last
