@@ -17,8 +17,8 @@ from models.kernel.errors import OrchestratorError
 from models.kernel.listening import Listener
 from models.kernel.processes import Presence
 from models.kernel.session import statement
-from models.tickets.operations import STOPS_CHANNEL
 from models.tickets.stops import confirm_stop, list_due_stops, postpone_stop
+from models.tickets.transitions import STOPS_CHANNEL
 from orchestrator_tasks.tickets.drivers.registry import driver
 
 log = logging.getLogger(__name__)

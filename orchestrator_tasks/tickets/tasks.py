@@ -14,7 +14,7 @@ from models.kernel.jobs import Work, is_live, register
 from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.transition import LaneBusy
-from models.tickets import operations, safety
+from models.tickets import operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
@@ -31,15 +31,15 @@ SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
 
 register(
     Work(
-        task=operations.TASK,
-        queue=operations.QUEUE,
+        task=transitions.TASK,
+        queue=transitions.QUEUE,
         lost=operations.lose_tickets,
         expired=operations.expire_tickets,
     )
 )
 
 
-@app.task(name=operations.TASK)
+@app.task(name=transitions.TASK)
 def execute(job_id: int, subject_id: str) -> str:
     """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
     correlation_id = getattr(current_task.request, CORRELATION, None)
@@ -71,7 +71,7 @@ def take(job_id: int) -> Attempt | None:
 def carry_out(attempt: Attempt) -> Outcome | None:
     """Bring the command to the driver and say how it ended; None when it never got there."""
     if reason := safety.refusal(attempt.command, attempt.params):
-        return Outcome(FAILED, error=reason, error_code=operations.REFUSED)
+        return Outcome(FAILED, error=reason, error_code=transitions.REFUSED)
     interrupt = Interrupt()
     with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
         if keeper.is_shutting_down():
@@ -101,7 +101,7 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
     except Exception as error:
         log.exception("the driver failed in a way it should not")
         text = f"The driver failed unexpectedly ({type(error).__name__}); whether the robot moved is unknown"
-        return Outcome(FAILED, error=text, error_code=operations.OUTCOME_UNKNOWN)
+        return Outcome(FAILED, error=text, error_code=transitions.OUTCOME_UNKNOWN)
 
 
 def interrupted(attempt: Attempt, error: Interrupted) -> Outcome:

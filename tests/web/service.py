@@ -14,14 +14,14 @@ from werkzeug.test import TestResponse
 
 from models.kernel import clients
 from models.kernel.session import statement, transaction
-from models.tickets import operations
+from models.tickets import operations, transitions
 from models.tickets.operations import Attempt, Outcome
 
 TABLES = ("tickets", "jobs", "ledger", "dead_letters", "stop_orders", "clients", "api_keys")
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance", "code", "message", "correlation_id"}
 DRIVE = {"command": "drive", "params": {"speed": 1.5, "duration_seconds": 5, "direction": 90}}
 DONE = Outcome("completed", result={"command": "drive", "executed": True})
-REFUSED = Outcome("failed", error="Speed 3.5 exceeds safety threshold of 3.0 m/s", error_code=operations.REFUSED)
+REFUSED = Outcome("failed", error="Speed 3.5 exceeds safety threshold of 3.0 m/s", error_code=transitions.REFUSED)
 
 
 class Api:

@@ -1,0 +1,163 @@
+"""The moves of a ticket, each one statement: what it starts from, what it changes, what it owes, what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Double, Integer, Text, and_, case, func, insert, literal, null, select
+from sqlalchemy.dialects.postgresql import JSONB
+
+from models.kernel import jobs as kernel_jobs
+from models.kernel.dead_letters import letter_for
+from models.kernel.job_parts import seconds
+from models.kernel.jobs import Spec, fence_seq
+from models.kernel.transition import Birth, Job, Subject, Told, Transition
+from models.tickets import events
+from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL, TICKET
+from models.tickets.tables import PRIORITIES, stop_orders, tickets
+
+SUBJECT = Subject(TICKET, tickets)
+TASK = "tickets.execute"
+QUEUE = "io"
+
+REFUSED = "refused"
+STOPS_CHANNEL = "orchestrator_stops"
+OUTCOME_UNKNOWN = "outcome_unknown"
+
+STOPPING = ("stop", "brake")
+MOVING = ("drive",)
+
+
+def execution_job(ticket: Any) -> Spec:
+    """What an accepted execution owes. Stopping goes before everything and waits in no lane."""
+    rank = case(*((ticket.priority == name, rank) for rank, name in enumerate(PRIORITIES)))
+    return Spec(
+        task=TASK,
+        queue=QUEUE,
+        priority=case((ticket.command.in_(STOPPING), kernel_jobs.CRITICAL), else_=rank),
+        tenant=ticket.tenant,
+        lane=case((ticket.command.in_(MOVING), literal("robot:").concat(ticket.target))),
+        timeout_seconds=ticket.timeout_seconds,
+        expires_at=ticket.expires_at,
+        max_attempts=1,
+    )
+
+
+def stop_for(moved: Any) -> list[Any]:
+    """A stop for each robot that was moving under what just ended; its commit wakes the guardian."""
+    columns = {
+        "target": moved.c.target,
+        "ticket_id": moved.c.id,
+        "fence": fence_seq.next_value(),
+        "reason": moved.c.error_code,
+        "correlation_id": moved.c.correlation_id,
+    }
+    source = select(*(value.label(name) for name, value in columns.items())).where(
+        moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING)
+    )
+    wake = func.pg_notify(STOPS_CHANNEL, "")
+    return [insert(stop_orders).from_select(list(columns), source).returning(wake)]
+
+
+CREATE = Birth(
+    subject=SUBJECT,
+    given={
+        "command": Text,
+        "params": JSONB,
+        "priority": Text,
+        "timeout_seconds": Integer,
+        "metadata": JSONB,
+        "target": Text,
+        "tenant": Text,
+        "created_by": Text,
+    },
+    told=Told(topic=lambda _t: literal(events.CREATED), label=events.label, body=events.created),
+)
+
+
+def accepting(sources: frozenset[str]) -> Transition:
+    return Transition(
+        subject=SUBJECT,
+        sources=sources,
+        targets=frozenset({QUEUED}),
+        given={"expires_in_seconds": Double, "correlation_id": Text},
+        set=lambda ticket, given: {
+            "execution": ticket.execution + 1,
+            "correlation_id": given.correlation_id,
+            "expires_at": func.clock_timestamp() + seconds(given.expires_in_seconds),
+            "started_at": null(),
+            "completed_at": null(),
+            "execution_time_ms": null(),
+            "result": null(),
+            "error": null(),
+            "error_code": null(),
+        },
+        owes=execution_job,
+        told=Told(topic=lambda _t: literal(events.QUEUED), label=events.label, body=events.execution),
+    )
+
+
+ACCEPT = accepting(frozenset({PENDING}))
+ACCEPT_FORCED = accepting(frozenset({PENDING}) | TERMINAL)
+
+TAKE = Transition(
+    subject=SUBJECT,
+    sources=frozenset({QUEUED}),
+    targets=frozenset({EXECUTING}),
+    set=lambda _t, _g: {"started_at": func.clock_timestamp()},
+    job=Job.LEASE,
+    told=Told(topic=lambda _t: literal(events.STARTED), label=events.label, body=events.execution),
+)
+
+RELEASE = Transition(
+    subject=SUBJECT,
+    sources=frozenset({EXECUTING}),
+    targets=frozenset({QUEUED}),
+    set=lambda _t, _g: {"started_at": null()},
+    job=Job.RETURN,
+    told=Told(topic=lambda _t: literal(events.RELEASED), label=events.label, body=events.execution),
+)
+
+
+def letter(moved: Any) -> list[Any]:
+    """A dead letter for each failure but a refusal, which no replay could mend."""
+    failed = and_(moved.c.state == FAILED, moved.c.error_code != REFUSED)
+    return [letter_for(moved, task=TASK, kind=TICKET.kind, when=failed)]
+
+
+def letter_and_stop(moved: Any) -> list[Any]:
+    return letter(moved) + stop_for(moved)
+
+
+def ending(
+    sources: frozenset[str], targets: frozenset[str], job: Job, also: Callable[[Any], Iterable[Any]]
+) -> Transition:
+    return Transition(
+        subject=SUBJECT,
+        sources=sources,
+        targets=targets,
+        given={"result": JSONB, "error": Text, "error_code": Text},
+        set=lambda ticket, given: {
+            "completed_at": func.clock_timestamp(),
+            "execution_time_ms": func.coalesce(events.milliseconds_since(ticket.started_at), 0),
+            "result": given.result,
+            "error": given.error,
+            "error_code": given.error_code,
+        },
+        job=job,
+        also=also,
+        told=Told(
+            topic=events.topic_of_end,
+            label=events.label,
+            elapsed_ms=events.elapsed_ms,
+            body=events.ended,
+            reason=lambda ticket: ticket.error_code,
+        ),
+    )
+
+
+SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter)
+LOSE = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END, letter_and_stop)
+EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter)
+CANCEL = ending(frozenset({PENDING, QUEUED, EXECUTING}), frozenset({CANCELLED}), Job.END_ANY, stop_for)
