@@ -122,7 +122,10 @@ def client_of(credential: str) -> Client:
 def prove(credential: str) -> Client:
     with statement() as connection:
         if not credential.startswith("orc_"):
-            return client_of_token(connection, credential)
+            try:
+                return client_of_token(connection, credential)
+            except UnicodeEncodeError:  # JSON can spell half a character, no database can look it up
+                raise Unauthenticated("The token's sub claim must be a text", code="token_invalid") from None
         client = find_client_by_key(connection, credential)
     if client is None:
         raise Unauthenticated("The API key is unknown, revoked or expired", code="key_invalid")
