@@ -13,7 +13,6 @@ from orchestrator_web.auth import public
 from orchestrator_web.json import dumps
 
 STATIC = "static"
-A_DAY = 86_400
 SERVED = frozenset({"docs.js", "redoc.js", "redoc.standalone.js", "swagger-ui-bundle.js", "swagger-ui.css"})
 
 
@@ -44,4 +43,4 @@ def page(name: str) -> object:
 def static_file(name: str) -> ResponseReturnValue:
     if name not in SERVED:
         raise NotFound
-    return send_from_directory(f"{current_app.root_path}/{STATIC}", name, max_age=A_DAY)
+    return send_from_directory(f"{current_app.root_path}/{STATIC}", name, max_age=0)
