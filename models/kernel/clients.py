@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from models.kernel import ids
+from models.kernel.errors import Invalid
 from models.kernel.metadata import metadata
 from models.kernel.session import transaction
 from models.kernel.settings import PERMISSIONS
@@ -87,9 +88,12 @@ def digest(secret: str) -> str:
 
 
 def create_client(connection: Connection, name: str, permissions: Iterable[str], tenant: str = "default") -> None:
-    """Create a client, or set the permissions and tenant of the one that has this name."""
+    """Create a client, or set the permissions and tenant of the one that has this name. Raises Invalid."""
+    wanted = set(permissions)
+    if unknown := wanted - PERMISSIONS:
+        raise Invalid(f"Unknown permission: {', '.join(sorted(unknown))}")
     values: dict[str, Any] = {
-        "permissions": sorted(set(permissions) & PERMISSIONS),
+        "permissions": sorted(wanted),
         "tenant": tenant,
         "disabled_at": None,
     }

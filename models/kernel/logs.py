@@ -53,7 +53,15 @@ class JsonLines(logging.Formatter):
         line.update({key: value for key, value in vars(record).items() if key not in STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return to_line(line)
+
+
+def to_line(line: dict[str, Any]) -> str:
+    """One line of strict JSON; values that JSON cannot say (NaN, something that holds itself) are said as text."""
+    try:
+        return json.dumps(line, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps({key: value if isinstance(value, str) else repr(value) for key, value in line.items()})
 
 
 def configure(role: str) -> None:

@@ -97,8 +97,9 @@ def postgres_url(text: str) -> str:
     raise ValueError("must start with postgresql://")
 
 
-def setting(parse: Parser, default: Any, help: str, env: str | None = None) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": help, "env": env})
+def setting(parse: Parser, default: Any, help: str, env: str | None = None, *, secret: bool = False) -> Any:
+    """One setting; the text of a secret one is never shown, neither in a refusal nor when settings are printed."""
+    return field(default=default, repr=not secret, metadata={"parse": parse, "help": help, "env": env})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +109,19 @@ class Settings:
     # where things are
     home: Path = setting(Path, DEFAULT_HOME, "data, sockets, logs and the admin token")  # noqa: RUF009
     database_url: str = setting(
-        postgres_url, "", "Postgres 15 or newer; empty means the embedded one", env="DATABASE_URL"
+        postgres_url, "", "Postgres 15 or newer; empty means the embedded one", env="DATABASE_URL", secret=True
     )
     broker_url: str = setting(
-        url("redis", "rediss", "redis+socket"), "", "Redis or Valkey 7 or newer; empty means embedded", env="BROKER_URL"
+        url("redis", "rediss", "redis+socket"),
+        "",
+        "Redis or Valkey 7 or newer; empty means embedded",
+        env="BROKER_URL",
+        secret=True,
     )
     host: str = setting(str, "127.0.0.1", "address the API and Flower listen on")
     port: int = setting(whole(1, 65535), 8000, "the API's port", env="PORT")
     flower_port: int = setting(whole(1, 65535), 5555, "Flower's port", env="FLOWER_PORT")
-    flower_auth: str = setting(str, "", "user:password that Flower asks for; empty on loopback means open")
+    flower_auth: str = setting(str, "", "user:password that Flower asks for; empty on loopback means open", secret=True)
     log_level: str = setting(one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least severe line logged")
 
     # the web
@@ -132,7 +137,9 @@ class Settings:
 
     # credentials
     jwt_algorithm: str = setting(one_of("HS256", "RS256"), "HS256", "how JWTs are signed", env="JWT_ALGORITHM")
-    jwt_secret_key: str = setting(str, "", "HS256 secret, at least 32 bytes; empty refuses JWTs", env="JWT_SECRET_KEY")
+    jwt_secret_key: str = setting(
+        str, "", "HS256 secret, at least 32 bytes; empty refuses JWTs", env="JWT_SECRET_KEY", secret=True
+    )
     jwt_public_key: str = setting(str, "", "RS256 public key, PEM text or a file's path", env="JWT_PUBLIC_KEY")
     jwt_jwks_file: str = setting(str, "", "RS256 key set (JWKS), a file's path")
     jwt_issuer: str = setting(str, "", "required iss claim; empty accepts any")
@@ -202,7 +209,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             values[item.name] = item.metadata["parse"](text)
         except ValueError as error:
-            problems.append(f"{name}={text!r}: {error}")
+            problems.append(f"{name}={text!r}: {error}" if item.repr else f"{name}: {error}")
     if problems:
         raise InvalidSettings("\n".join(problems))
     try:

@@ -9,6 +9,7 @@ that name when there is one: a token is never worth more than its client's recor
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from sqlalchemy import Connection
 from models.kernel.clients import Client, find_client, is_disabled
 from models.kernel.errors import Unauthenticated
 from models.kernel.settings import PERMISSIONS, settings
+
+log = logging.getLogger(__name__)
 
 LEEWAY_SECONDS = 5
 LONGEST_NAME = 64
@@ -41,7 +44,11 @@ def client_of_token(connection: Connection, token: str) -> Client:
 
 def effective(granted: frozenset[str], own: frozenset[str]) -> frozenset[str]:
     """What a token may do: no more than it says and no more than its client may. Admin implies the others."""
-    return granted & (PERMISSIONS if "admin" in own else own)
+    return implied(granted) & implied(own)
+
+
+def implied(permissions: frozenset[str]) -> frozenset[str]:
+    return PERMISSIONS if "admin" in permissions else permissions
 
 
 def permissions_of(claims: dict[str, Any]) -> frozenset[str]:
@@ -68,6 +75,9 @@ def verified_claims(token: str) -> dict[str, Any]:
         )
     except jwt.ExpiredSignatureError:
         raise Unauthenticated("Token has expired", code="token_expired") from None
+    except OSError:
+        log.exception("the key that proves tokens cannot be read")
+        raise Unauthenticated("JWTs are not accepted here: their key cannot be read", code="token_invalid") from None
     except (jwt.PyJWTError, ValueError):
         raise Unauthenticated("Could not validate credentials", code="token_invalid") from None
 
