@@ -1,4 +1,4 @@
-"""Reminding the dispatcher, over Redis. A hint that cannot be sent is dropped: the row is committed already."""
+"""Reminding the other processes, over Redis. A hint that cannot be sent is dropped: the row is committed already."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import redis
 
-from models.kernel.hints import WORK, redis_url
+from models.kernel.hints import OUTCOMES, WORK, redis_url
 from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,19 @@ def client() -> redis.Redis:
 
 def work_is_owed() -> None:
     """Wake the dispatcher; without the hint it looks by itself within its pace."""
+    send((WORK, ""))
+
+
+def ended(subject_id: str) -> None:
+    """Wake whoever waits for this outcome, and the dispatcher for what waited behind it."""
+    send((OUTCOMES, subject_id), (WORK, ""))
+
+
+def send(*hints: tuple[str, str]) -> None:
     try:
-        client().publish(WORK, "")
+        pipeline = client().pipeline(transaction=False)
+        for channel, message in hints:
+            pipeline.publish(channel, message)
+        pipeline.execute()
     except redis.RedisError as error:
-        log.warning("the dispatcher was not reminded", extra={"error": str(error)})
+        log.warning("a hint was not sent", extra={"error": str(error)})
