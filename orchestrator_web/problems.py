@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from flask import Flask, Response, g, request
+from marshmallow import INCLUDE, Schema, fields
 from sqlalchemy.exc import DataError
 from werkzeug.exceptions import HTTPException
 
@@ -40,6 +41,32 @@ TITLES = {
 
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 SERVER_ERROR = 500
+PROBLEM_JSON = "application/problem+json"
+
+
+class FieldError(Schema):
+    pointer = fields.String(required=True, metadata={"description": "JSON Pointer (RFC 6901) to the field"})
+    detail = fields.String(required=True)
+
+
+class Problem(Schema):
+    """What went wrong (RFC 9457)."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    type = fields.String(required=True)
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    instance = fields.String(required=True)
+    code = fields.String(required=True)
+    message = fields.String(required=True)
+    correlation_id = fields.String(required=True, allow_none=True)
+    errors = fields.List(fields.Nested(FieldError))
+    state = fields.String(metadata={"description": "the present state, where it is the reason"})
+    retriable = fields.Boolean()
+    retry_after_ms = fields.Integer()
 
 
 class BadRequest(errors.OrchestratorError):
@@ -72,7 +99,7 @@ def problem(status: int, code: str, detail: str, **members: Any) -> Response:
         "correlation_id": g.get("correlation_id"),
         **members,
     }
-    response = Response(dumps(body), status=status, content_type="application/problem+json")
+    response = Response(dumps(body), status=status, content_type=PROBLEM_JSON)
     if "retry_after_ms" in members:
         response.headers["Retry-After"] = str(math.ceil(members["retry_after_ms"] / 1000))
     if status == 401:  # noqa: PLR2004 - RFC 9110, section 11.6.1

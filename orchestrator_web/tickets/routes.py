@@ -25,6 +25,13 @@ SERVICE, VERSION = "orchestrator-ren", "0.1.0"
 TICKET_ID = re.compile(r"tick-[0-9]{8}-[0-9a-f]{8}")
 COLUMNS = {"status": "state", "command": "command", "priority": "priority", "target": "target"}
 
+PREFER = {
+    "in": "header",
+    "name": "Prefer",
+    "schema": {"type": "string"},
+    "description": "respond-async: answer 202 at once instead of waiting for the outcome",
+}
+
 blueprint = Blueprint("tickets", __name__, description="Robot command tickets")
 blueprint.ARGUMENTS_PARSER = StrictParser()
 
@@ -79,7 +86,10 @@ def get_ticket(ticket_id: str) -> Response:
 @blueprint.post("/execute")
 @blueprint.arguments(schemas.ExecuteRequest())
 @blueprint.response(200, schemas.ExecuteResponse)
-@blueprint.alt_response(202, schema=schemas.ExecuteResponse)
+@blueprint.alt_response(202, schema=schemas.ExecuteResponse, description="Accepted; the outcome is not known yet")
+@blueprint.alt_response(404, success=False)
+@blueprint.alt_response(409, success=False)
+@blueprint.doc(parameters=[PREFER])
 @requires("write")
 def execute_ticket(wanted: dict[str, Any]) -> Response:
     """Carry a ticket out and answer with its outcome; `Prefer: respond-async` answers at once with 202."""
@@ -149,11 +159,14 @@ def count(connection: Any, filters: dict[str, str]) -> tuple[int, bool]:
 
 @blueprint.post("/ticket/<ticket_id>/cancel")
 @blueprint.response(200, schemas.TicketSchema)
+@blueprint.alt_response(409, success=False)
 @requires("write")
 def cancel_ticket(ticket_id: str) -> Response:
     """Cancel a ticket that has not ended. A robot that is moving under it is stopped."""
     with statement() as connection:
-        return answer(answers.ticket(operations.cancel_ticket(connection, known_form(ticket_id), g.caller)))
+        row = operations.cancel_ticket(connection, known_form(ticket_id), g.caller)
+    hints.ended(ticket_id)
+    return answer(answers.ticket(row))
 
 
 @blueprint.get("/telemetry/metrics")

@@ -15,7 +15,8 @@ LONGEST_COMMAND = 256
 DEFAULT_TIMEOUT_SECONDS = 300
 LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
 DEEPEST_OFFSET = 10_000
-TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}\Z", error="must be 1 to 64 letters, digits or . _ : -")
+# The end is spelled so that Python and JSON Schema (ECMA-262) mean the same by it.
+TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}(?![\s\S])", error="must be 1 to 64 letters, digits or . _ : -")
 DIGITS = re.compile(r"-?[0-9]{1,9}")
 STATES = tuple(TICKET.edges)
 
@@ -197,25 +198,3 @@ class EventItem(Schema):
 class Events(Schema):
     count = fields.Integer(required=True)
     events = fields.List(fields.Nested(EventItem), required=True)
-
-
-class FieldError(Schema):
-    pointer = fields.String(required=True, metadata={"description": "JSON Pointer (RFC 6901) to the field"})
-    detail = fields.String(required=True)
-
-
-class Problem(Schema):
-    """What went wrong (RFC 9457)."""
-
-    type = fields.String(required=True)
-    title = fields.String(required=True)
-    status = fields.Integer(required=True)
-    detail = fields.String(required=True)
-    instance = fields.String(required=True)
-    code = fields.String(required=True)
-    message = fields.String(required=True)
-    correlation_id = fields.String(required=True, allow_none=True)
-    errors = fields.List(fields.Nested(FieldError))
-    state = fields.String(metadata={"description": "the present state, where it is the reason"})
-    retriable = fields.Boolean()
-    retry_after_ms = fields.Integer()
