@@ -23,7 +23,22 @@ DRIVE = {
     "priority": "high",
 }
 HINT = "start it with `make up` in another terminal"
-LIST_FIELDS = ("id", "command", "status", "priority", "created_at")
+LIST_FIELDS = (
+    "id",
+    "command",
+    "status",
+    "priority",
+    "created_at",
+    "timestamp",
+    "name",
+    "type",
+    "value",
+    "tags",
+    "data",
+    "count",
+    "mean_ms",
+    "p95_ms",
+)
 REFUSED = 400
 SHORT = 60
 
@@ -110,12 +125,19 @@ def pairs(fields: dict[str, Any]) -> list[str]:
 def rows(items: list[Any], most: int = 8) -> list[str]:
     if not all(isinstance(item, dict) for item in items):
         return [short(item) for item in items[:most]]
-    plain = {name: None for item in items[:most] for name, value in item.items() if not isinstance(value, dict | list)}
-    columns = [name for name in LIST_FIELDS if name in plain] or list(plain)[:5]
-    cells = [columns, *([short(item.get(name)) for name in columns] for item in items[:most])]
+    names = {name: None for item in items[:most] for name in item}
+    columns = [name for name in LIST_FIELDS if name in names] or list(names)[:5]
+    cells = [columns, *([cell(item.get(name)) for name in columns] for item in items[:most])]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return [*lines, f"... and {len(items) - most} more"] if len(items) > most else lines
+
+
+def cell(value: Any) -> str:
+    """One value in a row; an object as name=value pairs."""
+    if isinstance(value, dict):
+        return short(" ".join(f"{name}={short(inner)}" for name, inner in value.items() if name != "ticket_id"))
+    return short(value)
 
 
 def short(value: Any) -> str:

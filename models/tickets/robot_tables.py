@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 
 from models.kernel.metadata import metadata
@@ -34,7 +35,7 @@ sim_robots = Table(
     Column("y", Double, nullable=False),
     Column("heading", Double, nullable=False),
     # the motion that it is in; at rest all of these are null but speed, which is 0
-    Column("speed", Double, nullable=False, server_default="0"),
+    Column("speed", Double, nullable=False, server_default=text("0")),
     Column("direction", Double),
     Column("seconds", Double),
     Column("time_scale", Double),
@@ -42,7 +43,7 @@ sim_robots = Table(
     Column("until", DateTime(timezone=True)),
     Column("ticket_id", Text),
     # the highest fence that it has obeyed
-    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("fence", BigInteger, nullable=False, server_default=text("0")),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     CheckConstraint("x >= 0 AND x <= 1000 AND y >= 0 AND y <= 1000 AND heading >= 0 AND heading < 360", name="pose"),
     CheckConstraint("fence >= 0", name="fence"),

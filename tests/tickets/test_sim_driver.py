@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from models.kernel.clock import monotonic, utcnow
 from models.kernel.errors import NotFound, Unavailable
 from models.kernel.session import statement, transaction
-from models.tickets import contracts, robots
+from models.tickets import contracts, motions, robots
 from models.tickets.room import START
 from orchestrator_tasks.tickets.drivers import sim
 from orchestrator_tasks.tickets.drivers.base import (
@@ -38,30 +38,30 @@ def soon() -> datetime:
     return utcnow() + timedelta(seconds=60)
 
 
-def begin(fence: int = 1, target: str = ROBOT, **changed: Any) -> robots.Motion:
+def begin(fence: int = 1, target: str = ROBOT, **changed: Any) -> motions.Motion:
     order: dict[str, Any] = {"speed": 1.0, "direction": 0, "seconds": 10, "time_scale": 1.0, "not_after": soon()}
     with transaction() as connection:
         return robots.begin_motion(connection, target, fence, f"ticket-{fence}", **order | changed)
 
 
-def stop(fence: int, reason: str = "stop") -> robots.Robot | None:
+def stop(fence: int, reason: str = "stop") -> motions.Robot | None:
     with transaction() as connection:
         return robots.stop_motion(connection, ROBOT, fence, reason)
 
 
-def finish(fence: int) -> robots.Motion:
+def finish(fence: int) -> motions.Motion:
     with transaction() as connection:
         return robots.finish_motion(connection, ROBOT, fence)
 
 
-def look() -> robots.Robot:
+def look() -> motions.Robot:
     with statement() as connection:
-        return robots.get_robot(connection, ROBOT)
+        return motions.get_robot(connection, ROBOT)
 
 
-def motions() -> list[robots.Motion]:
+def all_motions() -> list[motions.Motion]:
     with statement() as connection:
-        return robots.list_motions(connection, ROBOT)
+        return motions.list_motions(connection, ROBOT)
 
 
 def let_pass(seconds: float) -> None:
@@ -148,14 +148,14 @@ class TestBeginning:
         for fence in (6, 7):
             with pytest.raises(robots.StaleFence):
                 begin(fence)
-        assert motions() == []
+        assert all_motions() == []
 
     def test_the_same_command_cannot_begin_twice(self) -> None:
         begin(3)
         let_pass(60)
         with pytest.raises(robots.StaleFence):
             begin(3)
-        assert len(motions()) == 1
+        assert len(all_motions()) == 1
 
     def test_a_moving_robot_is_busy_even_for_a_newer_fence(self) -> None:
         begin(1)
@@ -173,7 +173,7 @@ class TestBeginning:
         begin(1, speed=1.0, direction=0, seconds=10)
         let_pass(3600)
         begin(2, speed=1.0, direction=90, seconds=4)
-        later, earlier = motions()
+        later, earlier = all_motions()
         assert earlier.end_reason == robots.ELAPSED
         assert earlier.ended_at == earlier.until
         assert earlier.travel.distance == 10
@@ -194,7 +194,7 @@ class TestBeginning:
         with ThreadPoolExecutor(2) as pool:
             outcomes = list(pool.map(race, (1, 2)))
         assert sorted(outcomes) in (["began", "robot_busy"], ["began", "stale_fence"])
-        assert len(motions()) == 1
+        assert len(all_motions()) == 1
 
     def test_a_begin_that_waited_for_the_row_is_judged_by_the_clock_after_its_wait(self) -> None:
         stop(1)
@@ -217,7 +217,7 @@ class TestBeginning:
                 poll(holder, WAITING)
             with pytest.raises(robots.StaleFence):
                 pending.result()
-        assert motions() == []
+        assert all_motions() == []
 
     def test_robots_do_not_wait_for_each_other(self) -> None:
         begin(1)
@@ -232,7 +232,7 @@ class TestStopping:
         let_pass(3)
         robot = stop(2)
         assert robot is not None
-        (motion,) = motions()
+        (motion,) = all_motions()
         assert motion.end_reason == "stop"
         assert motion.ended_at is not None
         elapsed = (motion.ended_at - motion.began_at).total_seconds()
@@ -246,7 +246,7 @@ class TestStopping:
         begin(1, speed=0.1, direction=90, seconds=90, time_scale=10)
         let_pass(3)
         stop(2)
-        (motion,) = motions()
+        (motion,) = all_motions()
         assert motion.ended_at is not None
         elapsed = (motion.ended_at - motion.began_at).total_seconds()
         assert motion.travel.distance == pytest.approx(0.1 * 10 * elapsed)
@@ -267,22 +267,22 @@ class TestStopping:
     def test_a_command_stops_its_own_motion(self) -> None:
         begin(5)
         assert stop(5, "timeout") is not None
-        assert motions()[0].end_reason == "timeout"
+        assert all_motions()[0].end_reason == "timeout"
 
     def test_a_stop_after_the_time_was_up_changes_nothing_that_happened(self) -> None:
         begin(1, seconds=10)
         let_pass(60)
         stop(2)
-        (motion,) = motions()
+        (motion,) = all_motions()
         assert (motion.end_reason, motion.ended_at, motion.travel.distance) == (robots.ELAPSED, motion.until, 10)
         assert look().fence == 2
 
     def test_stopping_twice_is_stopping_once(self) -> None:
         begin(1)
         assert stop(2) is not None
-        first = motions()
+        first = all_motions()
         assert stop(2) is not None
-        assert motions() == first
+        assert all_motions() == first
 
 
 class TestFinishing:
@@ -393,14 +393,14 @@ class TestDriving:
         assert caught.value.reason == reason
         assert caught.value.facts["distance"] >= 3.0
         assert not look().moving
-        assert motions()[0].end_reason == reason
+        assert all_motions()[0].end_reason == reason
 
     def test_what_was_interrupted_before_it_began_never_moves(self) -> None:
         interrupt = Interrupt()
         interrupt.set("cancelled")
         with pytest.raises(Interrupted):
             SimDriver(1.0).carry_out(drive(), interrupt)
-        assert motions() == []
+        assert all_motions() == []
 
     def test_a_drive_notices_that_another_command_stopped_its_robot(self) -> None:
         interrupt = Meanwhile(lambda: stop(2, "stop"))
@@ -419,7 +419,7 @@ class TestDriving:
     def test_an_unsafe_drive_is_refused_in_the_driver_too(self) -> None:
         with pytest.raises(DriverFailed, match=r"Speed 3\.5 exceeds safety threshold of 3\.0 m/s"):
             SimDriver(1.0).carry_out(drive(params={"speed": 3.5, "duration_seconds": 1}), Interrupt())
-        assert motions() == []
+        assert all_motions() == []
 
     @pytest.mark.parametrize(
         ("before", "code"),
@@ -459,7 +459,7 @@ class TestTheDatabaseAway:
             SimDriver(1.0).carry_out(drive(), Interrupt())
 
     def test_a_begin_that_was_lost_moves_nothing_afterwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def lost(*_args: Any, **_order: Any) -> robots.Motion:
+        def lost(*_args: Any, **_order: Any) -> motions.Motion:
             raise Unavailable("The database cannot answer right now")
 
         with monkeypatch.context() as patched:
@@ -473,7 +473,7 @@ class TestTheDatabaseAway:
     def test_a_begin_that_was_committed_unseen_is_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         begin_motion = robots.begin_motion
 
-        def unseen(_connection: Connection, *args: Any, **order: Any) -> robots.Motion:
+        def unseen(_connection: Connection, *args: Any, **order: Any) -> motions.Motion:
             with transaction() as connection:
                 begin_motion(connection, *args, **order)
             raise Unavailable("The database cannot answer right now")
@@ -482,7 +482,7 @@ class TestTheDatabaseAway:
         with pytest.raises(DriverFailed, match="the robot was stopped after"):
             SimDriver(1.0).carry_out(drive(fence=5), Interrupt())
         assert not look().moving
-        assert motions()[0].end_reason == "unconfirmed"
+        assert all_motions()[0].end_reason == "unconfirmed"
 
     def test_a_scan_without_the_database_fails_and_moves_nothing(self, away: threading.Event) -> None:
         away.set()
@@ -500,7 +500,7 @@ class TestTheOtherCommands:
         contracts.check("imu.v1", sensors["imu"])
         contracts.check("ultrasonic.v1", sensors["ultrasonic"])
         assert not look().moving
-        assert motions()[0].end_reason == name
+        assert all_motions()[0].end_reason == name
 
     def test_a_stop_is_carried_out_even_late_and_interrupted(self) -> None:
         begin(1)
@@ -510,18 +510,23 @@ class TestTheOtherCommands:
         SimDriver(1.0).carry_out(drive(fence=2, name="stop", params={}, not_after=late), interrupt)
         assert not look().moving
 
-    def test_a_stop_older_than_what_the_robot_obeys_says_so(self) -> None:
-        stop(3)
-        begin(4)
-        with pytest.raises(DriverFailed, match="newer command"):
-            SimDriver(1.0).carry_out(drive(fence=2, name="stop", params={}), Interrupt())
-        SimDriver(1.0).stop(ROBOT, 2, "timeout")
-        assert look().moving
+    @pytest.mark.parametrize("name", ["stop", "brake"])
+    def test_a_stop_that_comes_late_still_stops_what_moves(self, name: str) -> None:
+        begin(4, seconds=300)
+        assert SimDriver(1.0).carry_out(drive(fence=3, name=name, params={}), Interrupt())["executed"] is True
+        assert not look().moving
+        assert all_motions()[0].end_reason == name
+        with pytest.raises(robots.StaleFence):
+            begin(4)
+
+    def test_two_stops_at_once_both_succeed(self) -> None:
+        stop(9)
+        assert SimDriver(1.0).carry_out(drive(fence=8, name="stop", params={}), Interrupt())["status"] == "stopped"
 
     def test_the_driver_stops_a_robot_for_whoever_asks(self) -> None:
         begin(1)
         SimDriver(1.0).stop(ROBOT, 2, "cancelled")
-        assert motions()[0].end_reason == "cancelled"
+        assert all_motions()[0].end_reason == "cancelled"
 
     def test_a_scan_reads_the_room_around_the_robot(self) -> None:
         result = SimDriver(1.0).carry_out(drive(name="scan", params={}), Interrupt())
@@ -530,7 +535,7 @@ class TestTheOtherCommands:
         assert len(result["ranges"]) == 36
         ultrasonic = result["sensors"]["ultrasonic"]
         assert result["ranges"][::9] == [ultrasonic[side] for side in ("front", "left", "rear", "right")]
-        assert motions() == []
+        assert all_motions() == []
 
     def test_an_unknown_command_fails_as_documented(self) -> None:
         with pytest.raises(DriverFailed) as caught:

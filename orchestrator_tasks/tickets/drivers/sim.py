@@ -20,7 +20,7 @@ from models.kernel import clock
 from models.kernel.clock import monotonic
 from models.kernel.errors import Conflict, Unavailable
 from models.kernel.session import statement, transaction
-from models.tickets import contracts, robots, room
+from models.tickets import contracts, motions, robots, room
 from orchestrator_tasks.tickets.drivers.base import (
     Command,
     DriverFailed,
@@ -72,7 +72,7 @@ class SimDriver:
         found = {"measured": measured(motion), "sensors": sensors(motion.travel.pose, motion.until)}
         return driven(command.params) | found
 
-    def begin(self, command: Command) -> robots.Motion:
+    def begin(self, command: Command) -> motions.Motion:
         try:
             with transaction() as connection:
                 return robots.begin_motion(
@@ -93,15 +93,15 @@ class SimDriver:
 
     def halt(self, command: Command) -> dict[str, Any]:
         target = command.target
-        robot = persist(lambda: stopped(target, command.fence, command.name), f"Robot {target!r} may not have stopped")
-        if robot is None:
-            raise DriverFailed(f"Robot {target!r} already obeys a newer command", code="stale_fence")
+        robot = persist(
+            lambda: brought_to_rest(target, command.fence, command.name), f"Robot {target!r} may still move"
+        )
         return halted(command.name) | {"sensors": sensors(robot.pose, robot.at)}
 
     def scan(self, command: Command) -> dict[str, Any]:
         try:
             with statement() as connection:
-                robot = robots.get_robot(connection, command.target)
+                robot = motions.get_robot(connection, command.target)
         except Unavailable as away:
             raise DriverFailed(away.message, code=away.code) from away
         return {
@@ -114,14 +114,14 @@ class SimDriver:
         }
 
 
-def watch(command: Command, motion: robots.Motion, interrupt: Interrupt) -> tuple[robots.Motion, str | None]:
+def watch(command: Command, motion: motions.Motion, interrupt: Interrupt) -> tuple[motions.Motion, str | None]:
     """Wait until the motion has ended, ending it when interrupted: how it ended, and the interrupt's reason."""
     reason: str | None = None
     deadline = monotonic() + motion.remaining
     while motion.ended_at is None:
         left = deadline - monotonic()
         reason = interrupt.wait(min(left, LOOK_SECONDS))
-        seen: robots.Motion | None
+        seen: motions.Motion | None
         if reason is not None:
             seen = end_early(command, reason)
         else:
@@ -139,10 +139,10 @@ def undo_begin(command: Command) -> DriverFailed:
     """
     unknown = f"Robot {command.target!r} may have begun to move"
 
-    def stop_and_find() -> robots.Motion | None:
+    def stop_and_find() -> motions.Motion | None:
         with transaction() as connection:
             robots.stop_motion(connection, command.target, command.fence, "unconfirmed")
-            return robots.find_motion(connection, command.target, command.fence)
+            return motions.find_motion(connection, command.target, command.fence)
 
     motion = persist(stop_and_find, unknown)
     if motion is None:
@@ -151,35 +151,40 @@ def undo_begin(command: Command) -> DriverFailed:
     return DriverFailed(text, code="database_unavailable", **measured(motion))
 
 
-def end_early(command: Command, reason: str) -> robots.Motion:
+def end_early(command: Command, reason: str) -> motions.Motion:
     """Stop the robot in mid-drive. The motion may turn out to have ended already."""
 
-    def stop_and_get() -> robots.Motion:
+    def stop_and_get() -> motions.Motion:
         with transaction() as connection:
             robots.stop_motion(connection, command.target, command.fence, reason)
-            return robots.get_motion(connection, command.target, command.fence)
+            return motions.get_motion(connection, command.target, command.fence)
 
     return persist(stop_and_get, f"Robot {command.target!r} may still be moving")
 
 
-def end_of(command: Command) -> robots.Motion:
-    def finish() -> robots.Motion:
+def end_of(command: Command) -> motions.Motion:
+    def finish() -> motions.Motion:
         with transaction() as connection:
             return robots.finish_motion(connection, command.target, command.fence)
 
     return persist(finish, f"Robot {command.target!r} may have been stopped before its time")
 
 
-def glance(command: Command) -> robots.Motion | None:
+def glance(command: Command) -> motions.Motion | None:
     """The motion as it stands now; None when the database does not say, for it goes on without being watched."""
     try:
         with statement() as connection:
-            return robots.get_motion(connection, command.target, command.fence)
+            return motions.get_motion(connection, command.target, command.fence)
     except (Unavailable, Conflict):
         return None
 
 
-def stopped(target: str, fence: int, reason: str) -> robots.Robot | None:
+def brought_to_rest(target: str, fence: int, reason: str) -> motions.Robot:
+    with transaction() as connection:
+        return robots.halt_robot(connection, target, fence, reason)
+
+
+def stopped(target: str, fence: int, reason: str) -> motions.Robot | None:
     with transaction() as connection:
         return robots.stop_motion(connection, target, fence, reason)
 
@@ -196,7 +201,7 @@ def persist(act: Callable[[], T], unknown: str) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-def measured(motion: robots.Motion) -> dict[str, Any]:
+def measured(motion: motions.Motion) -> dict[str, Any]:
     """What the robot really did, beside what it was told."""
     done = motion.travel
     pose = {"x": round(done.pose.x, 3), "y": round(done.pose.y, 3), "heading": round(done.pose.heading, 3)}
