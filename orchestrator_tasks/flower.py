@@ -9,6 +9,9 @@ from models.kernel.processes import Presence
 from models.kernel.settings import is_loopback, settings
 from orchestrator_tasks.app import app
 
+INSPECTIONS = 8
+"""How many things Flower asks a worker at once; each holds one broker connection while it takes another."""
+
 
 def arguments() -> list[str]:
     chosen = settings()
@@ -23,6 +26,7 @@ def arguments() -> list[str]:
 def main() -> None:
     logs.configure("flower")
     words = arguments()
+    app.conf.broker_pool_limit = 2 * INSPECTIONS  # with fewer they wait for each other for ever
     presence = Presence("flower").start()
     try:
         app.start(words)
