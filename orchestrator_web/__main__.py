@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from models.kernel import ids, logs
 from models.kernel.errors import OrchestratorError
@@ -41,6 +42,17 @@ def fresh_metrics_directory(home: Path) -> Path:
     return directory
 
 
+def log_settings() -> dict[str, Any]:
+    """The server's own lines as JSON, like everything else's."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "models.kernel.logs.JsonLines", "role": "web"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {"_granian": {"handlers": ["stderr"], "level": settings().log_level, "propagate": False}},
+    }
+
+
 def main() -> None:
     from granian.constants import Interfaces
     from granian.server import Server
@@ -60,6 +72,7 @@ def main() -> None:
         workers_kill_timeout=STOP_SECONDS,
         respawn_failed_workers=True,
         log_access=False,
+        log_dictconfig=log_settings(),
     )
     server.serve()
     tell(STOPPED, service=NAME)
