@@ -94,12 +94,17 @@ def begin_motion(
         "of_command": command,
     }
     if connection.execute(BEGIN, order).one_or_none() is None:
-        if robot.fence >= fence:
-            raise StaleFence(f"Robot {target!r} already obeys fence {robot.fence}, not {fence}")
-        if moving:
-            raise RobotBusy(f"Robot {target!r} is in motion for ticket {robot.ticket_id}")
-        raise TooLate(f"Robot {target!r} was told to begin after {not_after.isoformat()}")
+        raise refusal(robot, target, fence, moving, not_after)
     return get_motion(connection, target, fence)
+
+
+def refusal(robot: Row[Any], target: str, fence: int, moving: bool, not_after: datetime) -> Conflict:
+    """Why a motion did not begin."""
+    if robot.fence >= fence:
+        return StaleFence(f"Robot {target!r} already obeys fence {robot.fence}, not {fence}")
+    if moving:
+        return RobotBusy(f"Robot {target!r} is in motion for ticket {robot.ticket_id}")
+    return TooLate(f"Robot {target!r} was told to begin after {not_after.isoformat()}")
 
 
 def halt_robot(connection: Connection, target: str, fence: int, reason: str) -> Robot:
