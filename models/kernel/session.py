@@ -17,13 +17,14 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.kernel.errors import Conflict, Unavailable
 from models.kernel.settings import Settings, settings
 
 LOCK_NOT_AVAILABLE = "55P03"
+READ_ONLY = "25006"  # what a primary becomes when another has taken its place
 
 
 def to_json(value: Any) -> str:
@@ -122,7 +123,10 @@ def transaction() -> Iterator[Connection]:
 def plain_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        if isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == LOCK_NOT_AVAILABLE:
+    except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
+        sqlstate = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None
+        if isinstance(error, InternalError) and sqlstate != READ_ONLY:
+            raise
+        if sqlstate == LOCK_NOT_AVAILABLE:
             raise Conflict("Somebody else is changing this right now", code="locked") from error
         raise Unavailable("The database cannot answer right now", code="database_unavailable") from error
