@@ -62,7 +62,7 @@ class Application:
                 raise
             except Exception:
                 log.exception("a request failed outside Flask")
-                answer = plain_problem(500, "internal", "Internal error", "Something went wrong")
+                answer = plain_problem(scope, 500, "internal", "Something went wrong")
             await answer.send(send)
 
     async def wait(self, accepted: Answer, awaited: str, receive: Receive) -> Answer:

@@ -15,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from models.kernel import ids
 from orchestrator_web.json import dumps
+from orchestrator_web.metrics import REQUESTS
+from orchestrator_web.problems import PROBLEM_JSON, members_of
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +59,21 @@ class Disconnected(Exception):
     """The client left before its request was whole."""
 
 
-def plain_problem(status: int, code: str, title: str, detail: str, *headers: tuple[str, str]) -> Answer:
-    """A problem that is answered before Flask sees the request."""
-    members = {"type": f"urn:orchestrator:problem:{code}", "title": title, "status": status, "detail": detail}
-    body = dumps({**members, "code": code, "message": detail})
-    kind = ("content-type", "application/problem+json")
-    return Answer(status, [kind, ("content-length", str(len(body))), *headers], body)
+def plain_problem(scope: Scope, status: int, code: str, detail: str, *headers: tuple[str, str]) -> Answer:
+    """A problem that is answered without Flask: as whole, logged and counted as any other."""
+    offered = next((value for key, value in scope["headers"] if key == b"x-correlation-id"), b"")
+    correlation_id = ids.correlation_id(offered.decode("latin-1"))
+    body = dumps(members_of(status, code, detail, instance=scope["path"], correlation_id=correlation_id))
+    log.warning("refused without Flask", extra={"status": status, "code": code, "correlation_id": correlation_id})
+    REQUESTS.labels("none", "none", str(status)).observe(0.0)
+    own = [
+        ("Content-Type", PROBLEM_JSON),
+        ("Content-Length", str(len(body))),
+        ("X-Correlation-Id", correlation_id),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    return Answer(status, [*own, *headers], body)
 
 
 class Bridge:
@@ -80,14 +92,14 @@ class Bridge:
         try:
             body = await asyncio.wait_for(self.read_body(scope, receive), BODY_SECONDS)
         except TimeoutError:
-            return plain_problem(408, "body_too_slow", "Request timeout", "The body did not arrive in time")
+            return plain_problem(scope, 408, "body_too_slow", "The body did not arrive in time")
         if body is None:
             detail = f"The body is larger than {self.largest_body} bytes"
-            return plain_problem(413, "body_too_large", "Body too large", detail, ("connection", "close"))
+            return plain_problem(scope, 413, "body_too_large", detail, ("connection", "close"))
         if scope["path"] in RESERVED_PATHS:
             return await self.call(self.reserved, scope, body)
         if self.present >= self.most_waiting:
-            return plain_problem(503, "overloaded", "Unavailable", "Too many requests wait", ("retry-after", "1"))
+            return plain_problem(scope, 503, "overloaded", "Too many requests wait", ("retry-after", "1"))
         self.present += 1
         try:
             return await self.call(self.common, scope, body)

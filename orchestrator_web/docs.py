@@ -114,7 +114,7 @@ def complete_operation(operation: dict[str, Any], item: dict[str, Any], *, is_pu
     else:
         failures |= {"401", "403"}
     places = {parameter["in"] for parameter in operation.get("parameters", []) + item.get("parameters", [])}
-    failures |= {"400", "413", "415", "422"} if "requestBody" in operation else set()
+    failures |= {"400", "408", "413", "415", "422"} if "requestBody" in operation else set()
     failures |= {"422"} if "query" in places else set()
     failures |= {"404"} if "path" in places else set()
     answers.update({status: {"$ref": f"#/components/responses/{status}"} for status in failures})

@@ -89,6 +89,9 @@ class Outcomes:
         except OrchestratorError as error:
             log.warning("outcomes cannot be read yet", extra={"error": error.message})
             return
+        except Exception:  # this task answers every caller of the process: it outlives any one look
+            log.exception("outcomes could not be read")
+            return
         for execution, outcome in found.items():
             for future in self.waiting.get(execution, ()):
                 if not future.done():
@@ -125,7 +128,7 @@ class Outcomes:
                     await pubsub.subscribe(OUTCOMES)
                     backoff = 0.1
                     async for message in pubsub.listen():
-                        self.hear(message["data"].decode())
+                        self.hear(message["data"].decode(errors="replace"))
             except (RedisError, OSError) as error:
                 log.warning("not listening for outcomes", extra={"error": str(error)})
             await asyncio.sleep(backoff)
@@ -134,6 +137,7 @@ class Outcomes:
     def hear(self, subject_id: str) -> None:
         """A hint: what it names has ended. It may come before the caller waits, so it is remembered for a while."""
         self.recent[subject_id] = None
+        self.recent.move_to_end(subject_id)
         if len(self.recent) > RECENT_HINTS:
             self.recent.popitem(last=False)
         self.ask(execution for execution in self.waiting if execution[0] == subject_id)

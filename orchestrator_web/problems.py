@@ -31,6 +31,7 @@ TITLES = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
+    408: "Request timeout",
     409: "Conflict",
     413: "Body too large",
     415: "Unsupported media type",
@@ -85,20 +86,24 @@ def status_of(error: errors.OrchestratorError) -> int:
     return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), SERVER_ERROR)
 
 
-def problem(status: int, code: str, detail: str, **members: Any) -> Response:
-    """A problem response. `message` repeats `detail` under the name that other contracts use."""
-    g.problem_code = code
-    body = {
+def members_of(status: int, code: str, detail: str, **members: Any) -> dict[str, Any]:
+    """The members of a problem. `message` repeats `detail` under the name that other contracts use."""
+    return {
         "type": f"urn:orchestrator:problem:{code}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
-        "instance": request.path,
         "code": code,
         "message": detail,
-        "correlation_id": g.get("correlation_id"),
         **members,
     }
+
+
+def problem(status: int, code: str, detail: str, **members: Any) -> Response:
+    """A problem response."""
+    g.problem_code = code
+    here = {"instance": request.path, "correlation_id": g.get("correlation_id")}
+    body = members_of(status, code, detail, **here, **members)
     response = Response(dumps(body), status=status, content_type=PROBLEM_JSON)
     if "retry_after_ms" in members:
         response.headers["Retry-After"] = str(math.ceil(members["retry_after_ms"] / 1000))
