@@ -1,0 +1,45 @@
+"""Ctrl-C in the middle of everything, and the next start on the same home."""
+
+from __future__ import annotations
+
+from tests.service.running import ENDED, Running, drive
+from tests.service.test_watching import assert_counts_agree
+
+LONG = 280  # simulated seconds
+
+
+def test_ctrl_c_in_mid_drive_stops_robots_and_service_and_the_next_start_carries_on(
+    service: Running, robot: str
+) -> None:
+    pending = service.create(**drive(f"{robot}-pending"))
+    moving = [service.go(**drive(f"{robot}-{n}", LONG)) for n in range(4)]
+    for ticket_id in moving:
+        service.wait_until_moving(ticket_id)
+    queued = service.go(**drive(f"{robot}-0"))
+    late = service.accept(service.create(**drive(f"{robot}-1")), expires_in_seconds=3)
+    before = {row["id"]: row["state"] for row in service.rows("SELECT id, state FROM tickets")}
+    assert service.stop() < 10
+    assert service.alive() == []
+
+    service.start()
+    after = {row["id"]: row["state"] for row in service.rows("SELECT id, state FROM tickets")}
+    assert after.keys() == before.keys()
+    untouched = {ticket_id for ticket_id, state in before.items() if state in (*ENDED, "pending")}
+    assert {ticket_id: after[ticket_id] for ticket_id in untouched} == {i: before[i] for i in untouched}
+    assert after[pending] == "pending"
+    assert_counts_agree(service)
+
+    for ticket_id in moving:
+        ended = service.wait_until(ticket_id, *ENDED)
+        assert (ended["status"], ended["error_code"]) == ("failed", "shutdown")
+        assert ended["error"] == "The worker was shut down; the robot was stopped"
+        (motion,) = service.motions(ticket_id)
+        assert motion["end_reason"] == "shutdown"
+        assert motion["ended_at"] < motion["until"]
+    assert service.wait_until(queued, *ENDED)["status"] == "completed"
+    expired = service.wait_until(late, *ENDED)
+    assert (expired["status"], expired["error_code"]) == ("failed", "expired")
+    assert service.motions(late) == []
+    assert service.execute(pending).json()["status"] == "completed"
+    told = service.rows("SELECT topic FROM ledger WHERE subject_kind = 'service' ORDER BY seq")
+    assert [row["topic"] for row in told][-2:] == ["service_stopped", "service_started"]
