@@ -24,7 +24,9 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def measure(rate: float, seconds: float, method: str, path: str, *, body: str | None = None, expected: int) -> list[float]:
+def measure(
+    rate: float, seconds: float, method: str, path: str, *, body: str | None = None, expected: int
+) -> list[float]:
     """Latencies in ms of one request at a steady rate."""
     home = Path(os.environ.get("ORCHESTRATOR_HOME", ".orchestrator"))
     token = (home / "admin.token").read_text().strip()

@@ -49,6 +49,8 @@ class Dispatcher:
             if error.code == "database_unavailable":
                 # Workers could not renew either: give them one lease before any is reaped.
                 self.rest_until = clock.monotonic() + settings().lease_seconds
+        except Exception:
+            log.exception("a pass of the dispatcher failed in a way it should not")
 
     def refill_all(self) -> None:
         for queue in sorted({work.queue for work in REGISTRY.values()}):
@@ -83,6 +85,9 @@ class Dispatcher:
         """Let each domain say what becomes of the jobs that were found."""
         with statement() as connection:
             for task, held in find(connection).items():
+                if task not in policies:
+                    log.error("nobody here knows what becomes of these jobs", extra={"task": task, "jobs": len(held)})
+                    continue
                 ended = policies[task](connection, held)
                 log.warning(f"jobs ended as {what}", extra={"task": task, "jobs": ended})
                 for job in held:

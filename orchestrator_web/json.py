@@ -1,4 +1,4 @@
-"""JSON in and out, strictly: no NaN, no NUL, no bottomless nesting (RFC 8259, RFC 7493)."""
+"""JSON in and out, strictly: no NaN, no NUL, no bottomless nesting (RFC 8259)."""
 
 from __future__ import annotations
 

@@ -88,17 +88,22 @@ def digest(secret: str) -> str:
 
 
 def create_client(connection: Connection, name: str, permissions: Iterable[str], tenant: str = "default") -> None:
-    """Create a client, or set the permissions and tenant of the one that has this name. Raises Invalid."""
+    """Create a client, or set the permissions and tenant of the one that has this name. Raises Invalid.
+
+    A client that was disabled stays so.
+    """
     wanted = set(permissions)
     if unknown := wanted - PERMISSIONS:
         raise Invalid(f"Unknown permission: {', '.join(sorted(unknown))}")
-    values: dict[str, Any] = {
-        "permissions": sorted(wanted),
-        "tenant": tenant,
-        "disabled_at": None,
-    }
+    values: dict[str, Any] = {"permissions": sorted(wanted), "tenant": tenant}
     made = insert(clients).values(name=name, **values)
     connection.execute(made.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def set_enabled(connection: Connection, name: str, enabled: bool) -> bool:
+    """Enable or disable a client: none of a disabled one's keys and tokens is accepted. False when it is unknown."""
+    stamp = None if enabled else func.clock_timestamp()
+    return bool(connection.execute(update(clients).where(clients.c.name == name).values(disabled_at=stamp)).rowcount)
 
 
 def issue_key(connection: Connection, client: str, expires_at: Any = None) -> str:

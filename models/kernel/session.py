@@ -17,13 +17,14 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.kernel.errors import Conflict, Unavailable
 from models.kernel.settings import Settings, settings
 
 LOCK_NOT_AVAILABLE = "55P03"
+UNDEFINED_TABLE = "42P01"
 READ_ONLY = "25006"  # what a primary becomes when another has taken its place
 
 
@@ -123,8 +124,12 @@ def transaction() -> Iterator[Connection]:
 def plain_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
+    except (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout) as error:
         sqlstate = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None
+        if sqlstate == UNDEFINED_TABLE:
+            raise Unavailable("The schema is missing: run `orchestrator migrate`", code="schema_missing") from error
+        if isinstance(error, ProgrammingError):
+            raise
         if isinstance(error, InternalError) and sqlstate != READ_ONLY:
             raise
         if sqlstate == LOCK_NOT_AVAILABLE:

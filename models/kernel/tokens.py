@@ -93,16 +93,25 @@ def verification_key(token: str) -> Any:
     return public_key(chosen.jwt_public_key)
 
 
-@functools.cache
 def public_key(text: str) -> str:
     if not text:
         raise Unauthenticated("JWTs are not accepted here: JWT_PUBLIC_KEY is not set", code="token_invalid")
-    return text if text.lstrip().startswith("-----BEGIN") else Path(text).read_text()
+    return text if text.lstrip().startswith("-----BEGIN") else file_as_of(text, Path(text).stat().st_mtime_ns)
 
 
-@functools.cache
 def key_set(path: str) -> jwt.PyJWKSet:
-    return jwt.PyJWKSet.from_json(Path(path).read_text())
+    return parsed(file_as_of(path, Path(path).stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)
+def file_as_of(path: str, _modified: int) -> str:
+    """A key file, read again when it was changed, so that keys rotate without a restart."""
+    return Path(path).read_text()
+
+
+@functools.lru_cache(maxsize=8)
+def parsed(document: str) -> jwt.PyJWKSet:
+    return jwt.PyJWKSet.from_json(document)
 
 
 def key_of_set(path: str, kid: str | None) -> Any:

@@ -21,6 +21,8 @@ from models.tickets.states import TERMINAL, TICKET
 LOST = "The worker fell silent while the command was being carried out; whether the robot moved is unknown"
 EXPIRED = "The command could not start in time and has expired"
 
+CONTENDED_TRIES = 5
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -71,10 +73,13 @@ def accept_execution(
         "expires_in_seconds": expires_in_seconds,
         "correlation_id": caller.correlation_id,
     }
-    moved = act(connection, [row], actor=caller.name, correlation_id=caller.correlation_id)
-    if moved:
-        return moved[0]
-    state = get_ticket(connection, ticket_id)["state"]
+    for _ in range(CONTENDED_TRIES):
+        moved = act(connection, [row], actor=caller.name, correlation_id=caller.correlation_id)
+        if moved:
+            return moved[0]
+        state = get_ticket(connection, ticket_id)["state"]
+        if state not in act.sources:
+            break  # else it has become possible meanwhile: try again
     if state in TERMINAL:
         text = f"Ticket already in terminal state: {state}. Use force=true to re-execute."
         raise IllegalTransition(text, state=state, code="ticket_terminal")
@@ -130,15 +135,12 @@ def release_ticket(connection: Connection, attempt: Attempt, worker: str) -> boo
     return bool(transitions.RELEASE(connection, [held], actor=worker, reason="released"))
 
 
-CANCEL_TRIES = 5
-
-
 def cancel_ticket(connection: Connection, ticket_id: str, caller: Caller) -> Mapping[str, Any]:
     """Cancel a ticket. One that is moving is stopped: its lease ends now, and the guardian sends the stop.
 
     Raises NotFound; IllegalTransition when it has ended; Conflict when it keeps changing meanwhile.
     """
-    for _ in range(CANCEL_TRIES):
+    for _ in range(CONTENDED_TRIES):
         ticket = get_ticket(connection, ticket_id)
         if ticket["state"] in TERMINAL:
             text = f"Ticket already in terminal state: {ticket['state']}"

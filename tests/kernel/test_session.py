@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from sqlalchemy import Connection, text
 
 from models.kernel.errors import Conflict, Unavailable
-from models.kernel.session import engine, transaction
+from models.kernel.session import dispose_engines, engine, statement, transaction
 from models.kernel.settings import settings
 from tests.kernel import parcel
 from tests.kernel.races import alone, until
@@ -73,8 +75,8 @@ def test_a_database_that_is_not_there_is_unavailable(database: str, environment:
 
 
 def test_a_mistake_of_ours_is_not_called_unavailable(database: str) -> None:
-    with pytest.raises(Exception, match="no_such_table") as raised:
-        run("SELECT * FROM no_such_table")
+    with pytest.raises(Exception, match="no_such_column") as raised:
+        run("SELECT no_such_column")
     assert not isinstance(raised.value, Unavailable)
 
 
@@ -90,3 +92,32 @@ def test_a_statement_commits_by_itself_and_a_transaction_together(connection: Co
         parcel.pack(whole, "b")
         assert alone(lambda c: c.scalar(text("SELECT count(*) FROM parcels"))) == 1
     assert alone(lambda c: c.scalar(text("SELECT count(*) FROM parcels"))) == 2
+
+
+def test_a_database_without_our_schema_says_what_to_do(postgres_server: str, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DATABASE_URL", postgres_server)
+    dispose_engines()
+    settings.cache_clear()
+    with pytest.raises(Unavailable, match="orchestrator migrate"), statement() as connection:
+        connection.execute(text("SELECT * FROM jobs"))
+
+
+def test_a_forked_child_never_speaks_on_its_parents_connection(database: str) -> None:
+    pid = text("SELECT pg_backend_pid()")
+    with statement() as connection:
+        mine = connection.scalar(pid)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with statement() as connection:
+                os.write(writer, str(connection.scalar(pid)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        theirs = int(pipe.read())
+    os.waitpid(child, 0)
+    assert theirs != mine
+    with statement() as connection:
+        assert connection.scalar(pid) == mine

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,14 @@ def test_issuer_and_audience_are_demanded_when_set(hs256: Connection, chosen: Se
     assert client_of_token(hs256, signed(**right | {"aud": ["x", "orchestrator"]})).name == "ada"
     for wrong in ({"iss": "https://other"}, {"iss": None}, {"aud": "other"}, {"aud": None}):
         assert refusal(hs256, signed(**right | wrong)) == "token_invalid"
+
+
+def test_a_rotated_key_set_is_read_without_a_restart(connection: Connection, chosen: Set, tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    claims = {"sub": "ana", "exp": int(clock.wall()) + 60}
+    chosen(JWT_ALGORITHM="RS256", ORCHESTRATOR_JWT_JWKS_FILE=str(path))
+    for moment, key in enumerate((PRIVATE, OTHER_PRIVATE), start=1):
+        path.write_text(json.dumps({"keys": [jwk(key, "only")]}))
+        os.utime(path, (moment, moment))
+        token = jwt.encode(claims, key, "RS256", headers={"kid": "only"})
+        assert client_of_token(connection, token).name == "ana"
