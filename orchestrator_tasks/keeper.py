@@ -1,9 +1,10 @@
 """The keeper: renews the leases this process holds and interrupts what must end.
 
-One thread a process renews all held leases in one statement. It interrupts an attempt
-whose time is up, whose lease is gone, or whose process is shutting down. An attempt
-that does not answer its interruption within GRACE_SECONDS is no longer renewed: its
-lease runs out, the reaper ends it as unknown, and the guardian stops the robot.
+One thread a process renews all held leases in one statement. Another interrupts an
+attempt whose time is up, whose lease is gone, or whose process is shutting down; it asks
+no database, so that one which hangs keeps no robot moving. An attempt that does not
+answer its interruption within GRACE_SECONDS is no longer renewed: its lease runs out,
+the reaper ends it as unknown, and the guardian stops the robot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 SHUTDOWN_GRACE_SECONDS = 2.0
+LONGEST_PAUSE, SHORTEST_PAUSE = 60.0, 0.02
 
 TIMEOUT, LEASE_LOST, SHUTDOWN = "timeout", "lease_lost", "shutdown"
 
@@ -54,7 +56,7 @@ class Keeper:
     def __init__(self) -> None:
         self.holds: dict[int, Hold] = {}
         self.changed = threading.Condition()
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
         self.shutdown_at: float | None = None
         self.next_renewal = 0.0
 
@@ -65,7 +67,7 @@ class Keeper:
         with self.changed:
             self.holds[fence] = hold
             self.start()
-            self.changed.notify()
+            self.changed.notify_all()
         try:
             yield
         finally:
@@ -73,68 +75,81 @@ class Keeper:
                 del self.holds[fence]
 
     def start(self) -> None:
-        if self.thread is None or not self.thread.is_alive():
-            self.thread = threading.Thread(target=self.run, name="keeper", daemon=True)
-            self.thread.start()
+        if self.threads and all(thread.is_alive() for thread in self.threads):
+            return
+        duties = ((self.interrupt_due, self.interruption_due_at), (self.renew_due, self.renewal_due_at))
+        self.threads = [threading.Thread(target=self.run, args=duty, name="keeper", daemon=True) for duty in duties]
+        for thread in self.threads:
+            thread.start()
 
     def begin_shutdown(self) -> None:
         """What still runs after a short grace is interrupted: its robot stops, its ticket says so."""
         with self.changed:
             self.shutdown_at = clock.monotonic() + SHUTDOWN_GRACE_SECONDS
-            self.changed.notify()
+            self.changed.notify_all()
 
     def is_shutting_down(self) -> bool:
         return self.shutdown_at is not None
 
-    def run(self) -> None:
+    def run(self, duty: Callable[[list[Hold]], None], due_at: Callable[[], float]) -> None:
         while True:
             with self.changed:
-                self.changed.wait(self.pause())
+                pause = due_at() - clock.monotonic() if self.holds else LONGEST_PAUSE
+                self.changed.wait(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE))
                 holds = list(self.holds.values())
             try:
-                self.look_after(holds)
+                duty(holds)
             except Exception:
                 log.exception("a pass of the keeper failed")
 
-    def pause(self) -> float:
-        """Seconds until something is due."""
-        if not self.holds:
-            return 60.0
-        due = [self.next_renewal, *(h.deadline for h in self.holds.values() if not h.interrupted)]
-        if self.shutdown_at is not None:
-            due.append(self.shutdown_at)
-        return min(max(min(due) - clock.monotonic(), 0.02), 60.0)
+    def interruption_due_at(self) -> float:
+        """When the next of those that nobody has interrupted may have to be."""
+        moments = [min(h.deadline, self.lease_ends(h)) for h in self.holds.values() if not h.interrupted]
+        if moments and self.shutdown_at is not None:
+            moments.append(self.shutdown_at)
+        return min(moments, default=clock.monotonic() + LONGEST_PAUSE)
 
-    def look_after(self, holds: list[Hold]) -> None:
+    def renewal_due_at(self) -> float:
+        return self.next_renewal
+
+    def lease_ends(self, hold: Hold) -> float:
+        return hold.renewed_at + settings().lease_seconds
+
+    def interrupt_due(self, holds: list[Hold]) -> None:
+        """Interrupt what has to end. A lease that could not be renewed for its whole length is lost."""
         now = clock.monotonic()
         for hold in holds:
             if now >= hold.deadline:
                 hold.end(TIMEOUT)
             elif self.shutdown_at is not None and now >= self.shutdown_at:
                 hold.end(SHUTDOWN)
-        if now >= self.next_renewal:
-            self.next_renewal = now + settings().lease_seconds / 3
-            self.renew([hold for hold in holds if now < hold.deadline + GRACE_SECONDS])
+            elif now > self.lease_ends(hold):
+                hold.end(LEASE_LOST)
 
-    def renew(self, holds: list[Hold]) -> None:
-        """Renew in one statement; a lease that is gone, or could not be renewed for its whole length, is lost."""
+    def renew_due(self, holds: list[Hold]) -> None:
+        """Renew three times within a lease; what failed is tried again soon."""
+        now = clock.monotonic()
+        if now >= self.next_renewal:
+            done = self.renew([hold for hold in holds if now < hold.deadline + GRACE_SECONDS])
+            self.next_renewal = now + settings().lease_seconds / (3 if done else 12)
+
+    def renew(self, holds: list[Hold]) -> bool:
+        """Renew in one statement; a lease that is gone is lost. False when the database did not answer."""
         if not holds:
-            return
+            return True
         asked_at = clock.monotonic()
         try:
             with statement() as connection:
                 live = renew(connection, [(hold.job_id, hold.fence) for hold in holds])
         except OrchestratorError as error:
             log.warning("leases could not be renewed", extra={"error": error.message, "leases": len(holds)})
-            live = None
+            return False
         for hold in holds:
-            if live is None:
-                if clock.monotonic() - hold.renewed_at > settings().lease_seconds:
-                    hold.end(LEASE_LOST)
-            elif (hold.job_id, hold.fence) in live:
+            if (hold.job_id, hold.fence) in live:
                 hold.renewed_at = asked_at
             else:
                 hold.end(LEASE_LOST)
+        return True
 
 
 keeper = Keeper()

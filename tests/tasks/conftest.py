@@ -1,0 +1,110 @@
+"""Fixtures for the tasks: a clock set by hand, a database that can be away, jobs that are owed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from models.kernel import clock, session
+from models.kernel.clients import Caller
+from models.kernel.errors import Unavailable
+from orchestrator_cli.embedded.valkey import client_url
+from orchestrator_tasks import hints
+from orchestrator_tasks.app import app as celery_app
+from tests.tasks.owed import Owed
+
+
+class Clock:
+    """Monotonic time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = clock.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that waits are measured by; a pause only moves it on."""
+    hand = Clock()
+    monkeypatch.setattr(clock, "monotonic", hand)
+    monkeypatch.setattr(clock, "pause", hand.advance)
+    return hand
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is set, no connection to the database is to be had."""
+    gone = threading.Event()
+    connect = session.single_statements
+
+    def unless_gone() -> object:
+        if gone.is_set():
+            raise Unavailable("The database cannot answer right now", code="database_unavailable")
+        return connect()
+
+    monkeypatch.setattr(session, "single_statements", unless_gone)
+    return gone
+
+
+@pytest.fixture
+def owed(database: str, writer: Caller) -> Owed:
+    """Makes tickets whose execution is owed."""
+    return Owed(writer)
+
+
+@pytest.fixture
+def valkey(broker: str) -> Iterator[redis.Redis]:
+    """An empty broker, which Celery and the hints of this process use."""
+    forget_broker()
+    celery_app.conf.broker_url = broker
+    with redis.Redis.from_url(client_url(broker)) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+    forget_broker()
+
+
+@pytest.fixture
+def dead_broker(environment: pytest.MonkeyPatch, tmp_path: object) -> Iterator[None]:
+    """A broker that nobody answers at."""
+    environment.setenv("BROKER_URL", f"redis+socket://{tmp_path}/nobody.sock")
+    session_settings_forget()
+    forget_broker()
+    yield
+    forget_broker()
+
+
+def session_settings_forget() -> None:
+    from models.kernel.settings import settings
+
+    settings.cache_clear()
+
+
+def forget_broker() -> None:
+    """Close what this process holds open to a broker."""
+    if hints.client.cache_info().currsize:
+        hints.client().close()
+    hints.client.cache_clear()
+    celery_app.pool.force_close_all()
+    celery_app._pool = None
+    celery_app.amqp._producer_pool = None
+
+
+@pytest.fixture
+def set_to(environment: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets settings for the length of a test."""
+
+    def change(**values: object) -> None:
+        for name, value in values.items():
+            environment.setenv(f"ORCHESTRATOR_{name.upper()}", str(value))
+        session_settings_forget()
+
+    return change
