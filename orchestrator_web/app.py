@@ -80,7 +80,11 @@ def finish(response: Response) -> Response:
     path = request.url_rule.rule if request.url_rule else "none"
     method = request.method if request.method in METHODS else "other"
     REQUESTS.labels(method, path, str(response.status_code)).observe(took)
-    log.info("answered", extra={"status": response.status_code, "ms": round(took * 1000, 2), "caller": caller_name()})
+    facts = {"status": response.status_code, "ms": round(took * 1000, 2), "caller": caller_name()}
+    if "subject" in g:
+        kind, subject_id = g.subject
+        facts[f"{kind}_id"] = subject_id
+    log.info("answered", extra=facts)
     keep_refusal(response)
     return response
 

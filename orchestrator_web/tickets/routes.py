@@ -69,6 +69,7 @@ def create_ticket(draft: dict[str, Any]) -> Response:
     draft["timeout_seconds"] = draft["timeout_seconds"] or schemas.DEFAULT_TIMEOUT_SECONDS
     with statement() as connection:
         row = operations.create_tickets(connection, [draft], g.caller)[0]
+    g.subject = (TICKET.kind, row["id"])
     made = answer(answers.ticket(row), 201)
     made.headers["Location"] = f"/ticket/{row['id']}"
     return made

@@ -76,6 +76,14 @@ def test_the_log_line_of_a_request_carries_its_id_its_action_and_its_caller(api:
     assert isinstance(line["ms"], float)
 
 
+def test_the_log_lines_of_a_ticket_s_requests_name_the_ticket(api: Api, lines: io.StringIO) -> None:
+    made = api.post("/ticket", json=DRIVE).get_json()["id"]
+    api.get(f"/ticket/{made}")
+    api.post(f"/ticket/{made}/cancel")
+    named = [line["action"] for line in parsed(lines) if line.get("ticket_id") == made]
+    assert named == ["POST /ticket", f"GET /ticket/{made}", f"POST /ticket/{made}/cancel"]
+
+
 def test_a_request_s_id_does_not_stick_to_what_is_logged_after_it(api: Api, lines: io.StringIO) -> None:
     api.get("/tickets", headers={"X-Correlation-Id": "gone-1"})
     assert_problem(api.get("/nowhere", headers={"X-Correlation-Id": "gone-2"}), 404)
