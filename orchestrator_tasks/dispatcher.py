@@ -90,8 +90,7 @@ class Dispatcher:
                     continue
                 ended = policies[task](connection, held)
                 log.warning(f"jobs ended as {what}", extra={"task": task, "jobs": ended})
-                for job in held:
-                    hints.ended(job.subject_id)
+                hints.ended(*(job.subject_id for job in held))
 
     def stop(self, *_: object) -> None:
         self.over.set()

@@ -31,9 +31,9 @@ def send(*hints: tuple[str, str]) -> None:
         log.warning("a hint was not sent", extra={"error": str(error)})
 
 
-def ended(subject_id: str) -> None:
-    """Something ended: whoever waits for it may look, and its queue has room."""
-    send((OUTCOMES, subject_id), (WORK, ""))
+def ended(*subject_ids: str) -> None:
+    """These ended: whoever waits for them may look, and their queue has room."""
+    send(*((OUTCOMES, subject_id) for subject_id in subject_ids), (WORK, ""))
 
 
 class Bell:

@@ -9,7 +9,7 @@ from celery import current_task
 
 from models.kernel import clock
 from models.kernel.backlog import park_job
-from models.kernel.errors import LeaseLost, Unavailable
+from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, is_live, register
 from models.kernel.logs import about
 from models.kernel.session import statement
@@ -121,7 +121,7 @@ def give_back(attempt: Attempt) -> str:
 
 
 def settle(attempt: Attempt, outcome: Outcome) -> str:
-    """Record the outcome, waiting for a database that is away: the fence decides whether it still counts."""
+    """Record the outcome, waiting for a database that is away or a row that is held: the fence decides if it counts."""
     began = clock.monotonic()
     pause = 0.05
     while True:
@@ -135,7 +135,7 @@ def settle(attempt: Attempt, outcome: Outcome) -> str:
             log.warning("the outcome came too late and is kept as evidence", extra={"outcome": outcome.to})
             hints.ended(attempt.ticket_id)
             return "lease lost"
-        except Unavailable as error:
+        except (Unavailable, Conflict) as error:
             patience = SETTLE_PATIENCE_AT_SHUTDOWN if keeper.is_shutting_down() else SETTLE_PATIENCE_SECONDS
             if clock.monotonic() - began > patience:
                 log.error("the outcome could not be recorded; the reaper will end the attempt as unknown")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
+from kombu import pools
 
 from models.kernel import clock, session
 from models.kernel.clients import Caller
 from models.kernel.errors import Unavailable
+from models.kernel.settings import settings
 from orchestrator_cli.embedded.valkey import client_url
 from orchestrator_tasks import hints
-from orchestrator_tasks.app import app as celery_app
+from orchestrator_tasks.app import app
 from tests.tasks.owed import Owed
 
 
@@ -63,39 +66,38 @@ def owed(database: str, writer: Caller) -> Owed:
 @pytest.fixture
 def valkey(broker: str) -> Iterator[redis.Redis]:
     """An empty broker, which Celery and the hints of this process use."""
-    forget_broker()
-    celery_app.conf.broker_url = broker
+    use_broker(broker)
     with redis.Redis.from_url(client_url(broker)) as client:
         client.flushall()
         yield client
         client.flushall()
-    forget_broker()
+    leave_broker()
 
 
 @pytest.fixture
-def dead_broker(environment: pytest.MonkeyPatch, tmp_path: object) -> Iterator[None]:
+def dead_broker(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A broker that nobody answers at."""
-    environment.setenv("BROKER_URL", f"redis+socket://{tmp_path}/nobody.sock")
-    session_settings_forget()
-    forget_broker()
-    yield
-    forget_broker()
-
-
-def session_settings_forget() -> None:
-    from models.kernel.settings import settings
-
+    url = f"redis+socket://{tmp_path}/nobody.sock"
+    environment.setenv("BROKER_URL", url)
     settings.cache_clear()
+    use_broker(url)
+    yield
+    leave_broker()
 
 
-def forget_broker() -> None:
+def use_broker(url: str) -> None:
+    leave_broker()
+    app.conf.broker_url = url
+
+
+def leave_broker() -> None:
     """Close what this process holds open to a broker."""
     if hints.client.cache_info().currsize:
         hints.client().close()
     hints.client.cache_clear()
-    celery_app.pool.force_close_all()
-    celery_app._pool = None
-    celery_app.amqp._producer_pool = None
+    pools.reset()
+    app._pool = None
+    app.amqp._producer_pool = None
 
 
 @pytest.fixture
@@ -105,6 +107,6 @@ def set_to(environment: pytest.MonkeyPatch) -> Callable[..., None]:
     def change(**values: object) -> None:
         for name, value in values.items():
             environment.setenv(f"ORCHESTRATOR_{name.upper()}", str(value))
-        session_settings_forget()
+        settings.cache_clear()
 
     return change

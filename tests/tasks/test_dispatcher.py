@@ -1,0 +1,218 @@
+"""The dispatcher on a real database and a real broker, one pass at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from models.kernel.errors import Unavailable
+from models.kernel.settings import settings
+from orchestrator_tasks import hints, publisher
+from orchestrator_tasks.dispatcher import Dispatcher
+from tests.service.waiting import eventually
+from tests.tasks.conftest import Clock
+from tests.tasks.owed import Owed, change, rows, run_out
+
+QUEUE = "io"
+
+
+@pytest.fixture
+def dispatcher(owed: Owed) -> Dispatcher:
+    from orchestrator_tasks.tickets import tasks  # noqa: F401 - registers what the tickets owe
+
+    return Dispatcher()
+
+
+@pytest.fixture
+def rested(database: str, set_to: Callable[..., None]) -> None:
+    """The server has been up for longer than a lease."""
+    set_to(lease_seconds=1)
+    uptime = "SELECT clock_timestamp() - pg_postmaster_start_time() > interval '1 second' AS enough"
+    eventually(lambda: rows(uptime)[0]["enough"])
+
+
+def lengths(valkey: redis.Redis) -> list[int]:
+    return [valkey.llen(name) for name in publisher.lists_of(QUEUE)]
+
+
+def state_of(ticket_id: str) -> tuple[str, str | None]:
+    (row,) = rows("SELECT state, error_code FROM tickets WHERE id = :id", id=ticket_id)
+    return row["state"], row["error_code"]
+
+
+def grow_old() -> None:
+    change("UPDATE jobs SET dispatched_at = dispatched_at - interval '1 hour' WHERE dispatched_at IS NOT NULL")
+
+
+def test_the_window_is_filled_and_not_exceeded(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_window=5)
+    for _ in range(8):
+        owed()
+    for _ in range(3):
+        dispatcher.refill(QUEUE)
+        assert sum(lengths(valkey)) == 5
+    assert len(rows("SELECT FROM jobs WHERE dispatched_at IS NULL")) == 3
+
+
+def test_the_window_counts_the_messages_of_all_priorities(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_window=4)
+    for priority in ("low", "high", "critical", "normal"):
+        owed(priority=priority)
+    dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [1, 1, 1, 1]
+    owed(priority="critical")
+    dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [1, 1, 1, 1]
+    valkey.rpop(publisher.lists_of(QUEUE)[3])
+    dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [2, 1, 1, 0]
+
+
+def test_lost_messages_are_sent_again_once_they_are_old_and_the_queue_is_empty(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis
+) -> None:
+    for _ in range(3):
+        owed()
+    dispatcher.refill(QUEUE)
+    valkey.flushall()
+    dispatcher.refill(QUEUE)
+    assert sum(lengths(valkey)) == 0, "they are not old yet"
+    grow_old()
+    dispatcher.refill(QUEUE)
+    assert sum(lengths(valkey)) == 3
+
+
+def test_nothing_is_sent_again_while_the_queue_holds_a_message(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis
+) -> None:
+    for _ in range(3):
+        owed()
+    dispatcher.refill(QUEUE)
+    valkey.rpop(QUEUE + ":2", 2)
+    grow_old()
+    dispatcher.refill(QUEUE)
+    assert sum(lengths(valkey)) == 1
+
+
+def test_a_message_that_was_lost_again_and_again_is_sent_ever_less_often(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis
+) -> None:
+    owed()
+    dispatcher.refill(QUEUE)
+    change("UPDATE jobs SET dispatches = 3")
+    patience = settings().redispatch_seconds
+    for age, sent in ((2 * patience, 0), (5 * patience, 1)):
+        valkey.flushall()
+        change("UPDATE jobs SET dispatched_at = clock_timestamp() - make_interval(secs => :age)", age=age)
+        dispatcher.refill(QUEUE)
+        assert sum(lengths(valkey)) == sent
+
+
+def test_a_publish_that_fails_is_made_up_for_later(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owed()
+
+    def fail(_jobs: Any) -> None:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(publisher, "publish", fail)
+        dispatcher.attempt(dispatcher.refill_all)
+    assert sum(lengths(valkey)) == 0
+    grow_old()
+    dispatcher.attempt(dispatcher.refill_all)
+    assert sum(lengths(valkey)) == 1
+
+
+@pytest.mark.usefixtures("rested")
+def test_a_silent_worker_is_reaped_its_outcome_unknown_and_its_robot_stopped(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis
+) -> None:
+    silent, lively = owed("drive", target="one"), owed("drive", target="two")
+    attempt = silent.take()
+    lively.take()
+    run_out(attempt)
+    dispatcher.sweep()
+    assert state_of(silent.ticket_id) == ("failed", "outcome_unknown")
+    assert state_of(lively.ticket_id) == ("executing", None)
+    (order,) = rows("SELECT * FROM stop_orders")
+    assert (order["target"], order["reason"]) == ("one", "outcome_unknown")
+    assert order["fence"] > attempt.fence
+
+
+@pytest.mark.usefixtures("rested")
+def test_after_the_database_was_away_nobody_is_reaped_for_one_lease(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, time: Clock, away: threading.Event
+) -> None:
+    job = owed()
+    run_out(job.take())
+    away.set()
+    dispatcher.attempt(dispatcher.sweep)
+    away.clear()
+    time.advance(settings().lease_seconds * 0.9)
+    dispatcher.attempt(dispatcher.sweep)
+    assert state_of(job.ticket_id) == ("executing", None)
+    time.advance(settings().lease_seconds * 0.2)
+    dispatcher.attempt(dispatcher.sweep)
+    assert state_of(job.ticket_id) == ("failed", "outcome_unknown")
+
+
+def test_a_server_that_has_just_started_makes_the_reaper_wait_one_lease(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(lease_seconds=600)
+    job = owed()
+    run_out(job.take())
+    dispatcher.sweep()
+    assert state_of(job.ticket_id) == ("executing", None)
+
+
+@pytest.mark.usefixtures("rested", "dead_broker")
+def test_reaping_and_expiring_work_while_the_broker_is_away(dispatcher: Dispatcher, owed: Owed) -> None:
+    silent, late = owed(), owed()
+    run_out(silent.take())
+    change("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=late.id)
+    dispatcher.attempt(dispatcher.refill_all)
+    dispatcher.attempt(dispatcher.sweep)
+    assert state_of(silent.ticket_id) == ("failed", "outcome_unknown")
+    assert state_of(late.ticket_id) == ("failed", "expired")
+
+
+@pytest.mark.usefixtures("rested")
+def test_a_broker_that_does_not_answer_is_waited_for_once_not_once_for_each_job(
+    dispatcher: Dispatcher, owed: Owed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    class Silent:
+        def pipeline(self, transaction: bool) -> Any:
+            tries.append(1)
+            raise redis.TimeoutError("nobody answers")
+
+    monkeypatch.setattr(hints, "client", Silent)
+    for _ in range(5):
+        run_out(owed().take())
+    dispatcher.sweep()
+    assert len(rows("SELECT FROM tickets WHERE state = 'failed'")) == 5
+    assert len(tries) == 1
+
+
+def test_a_dispatcher_outlives_a_database_that_goes_away(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, away: threading.Event
+) -> None:
+    owed()
+    away.set()
+    dispatcher.attempt(dispatcher.refill_all)
+    dispatcher.attempt(dispatcher.sweep)
+    away.clear()
+    dispatcher.attempt(dispatcher.refill_all)
+    assert sum(lengths(valkey)) == 1

@@ -1,0 +1,63 @@
+"""The door to Celery: what a message says and where it lies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import redis
+
+from models.kernel.backlog import Ready
+from models.kernel.errors import Unavailable
+from models.kernel.jobs import CRITICAL, HIGH, LOW, NORMAL
+from orchestrator_tasks import publisher
+
+PRIORITIES = (CRITICAL, HIGH, NORMAL, LOW)
+
+
+def ready(number: int = 1, priority: int = NORMAL, queue: str = "io") -> Ready:
+    return Ready(number, "tickets.execute", f"ticket-{number}", queue, priority, f"correlation-{number}")
+
+
+def messages(valkey: redis.Redis, name: str) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in reversed(valkey.lrange(name, 0, -1))]
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+def test_a_message_lies_in_the_list_of_its_priority_alone(valkey: redis.Redis, priority: int) -> None:
+    publisher.publish([ready(priority=priority)])
+    assert [valkey.llen(name) for name in publisher.lists_of("io")] == [int(p == priority) for p in PRIORITIES]
+    assert publisher.count_messages("io") == 1
+
+
+def test_a_message_names_the_job_and_carries_the_correlation_id_in_a_header(valkey: redis.Redis) -> None:
+    publisher.publish([ready(7)])
+    (message,) = messages(valkey, "io:2")
+    assert message["headers"][publisher.CORRELATION] == "correlation-7"
+    assert message["headers"]["task"] == "tickets.execute"
+    _args, kwargs, _embed = json.loads(__import__("base64").b64decode(message["body"]))
+    assert kwargs == {"job_id": 7, "subject_id": "ticket-7"}
+    assert message["headers"]["eta"] is None
+
+
+def test_messages_of_one_priority_keep_their_order(valkey: redis.Redis) -> None:
+    publisher.publish([ready(number) for number in (3, 1, 2)])
+    said = [message["headers"][publisher.CORRELATION] for message in messages(valkey, "io:2")]
+    assert said == ["correlation-3", "correlation-1", "correlation-2"]
+
+
+def test_a_publish_after_a_flush_arrives(valkey: redis.Redis) -> None:
+    publisher.publish([ready(1)])
+    valkey.flushall()
+    publisher.publish([ready(2)])
+    assert publisher.count_messages("io") == 1
+    assert valkey.llen("io:2") == 1
+
+
+@pytest.mark.usefixtures("dead_broker")
+def test_a_broker_that_is_away_is_said_plainly() -> None:
+    with pytest.raises(Unavailable, match="broker"):
+        publisher.count_messages("io")
+    with pytest.raises(Unavailable, match="broker"):
+        publisher.publish([ready()])
