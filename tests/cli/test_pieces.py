@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from models.kernel.settings import variables
 from orchestrator_cli import leash, procfile, supervise, sweep
 from orchestrator_cli.demo import table
 from orchestrator_cli.errors import CannotStart
@@ -89,6 +90,13 @@ def test_help_names_the_commands() -> None:
     assert done.exit_code == 0
     assert "up" in done.output
     assert "migrate" in done.output
+
+
+def test_every_setting_is_listed_with_what_it_means() -> None:
+    answer = CliRunner().invoke(main, ["settings"])
+    assert answer.exit_code == 0
+    listed = {line.split()[0] for line in answer.output.splitlines()}
+    assert listed == set(variables())
 
 
 def test_the_demo_says_in_one_line_that_the_service_is_not_running(tmp_path: Path) -> None:
