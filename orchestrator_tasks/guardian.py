@@ -37,10 +37,11 @@ def send_stop(order: Mapping[str, Any]) -> bool:
     with logs.about(correlation_id=order["correlation_id"], ticket_id=order["ticket_id"], action="stop"):
         try:
             driver().stop(order["target"], order["fence"], order["reason"])
-        except OrchestratorError as error:
-            log.error("a stop was not taken", extra={"target": order["target"], "error": error.message})
+        except Exception as error:  # whatever it is, it must not hold the stops of other robots back
+            reason = error.message if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
+            log.exception("a stop was not taken", extra={"target": order["target"], "error": reason})
             with statement() as connection:
-                postpone_stop(connection, order["id"], error.message)
+                postpone_stop(connection, order["id"], reason)
             return False
         with statement() as connection:
             confirm_stop(connection, order["id"])
