@@ -42,18 +42,20 @@ class Bell:
     def __init__(self) -> None:
         self.pubsub: redis.client.PubSub | None = None
 
-    def wait(self, seconds: float) -> None:
-        """Return when a hint came, or after so many seconds. Hints that piled up count as one."""
+    def wait(self, seconds: float) -> bool:
+        """Whether a hint came within so many seconds. Hints that piled up count as one."""
         began = clock.monotonic()
         try:
             pubsub = self.listen()
             if pubsub.get_message(timeout=seconds) is not None:
                 while pubsub.get_message(timeout=0) is not None:
                     pass
+                return True
         except (redis.RedisError, OSError) as error:
             log.warning("not listening for hints", extra={"error": str(error)})
             self.pubsub = None
             clock.pause(max(0.0, seconds - (clock.monotonic() - began)))
+        return False
 
     def listen(self) -> redis.client.PubSub:
         if self.pubsub is None:

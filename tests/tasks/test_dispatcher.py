@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -204,6 +205,33 @@ def test_a_broker_that_does_not_answer_is_waited_for_once_not_once_for_each_job(
     dispatcher.sweep()
     assert len(rows("SELECT FROM tickets WHERE state = 'failed'")) == 5
     assert len(tries) == 1
+
+
+def test_a_dispatcher_that_is_told_to_stop_does_so_at_once_whatever_its_pace(
+    dispatcher: Dispatcher, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_seconds=60)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(dispatcher.run)
+        eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
+        dispatcher.stop()
+        running.result(5)
+
+
+def test_a_hint_of_work_wakes_the_dispatcher_whatever_its_pace(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_seconds=60)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(dispatcher.run)
+        try:
+            eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
+            owed()
+            valkey.publish("orchestrator:work", "")
+            eventually(lambda: sum(lengths(valkey)) == 1, what="the job was sent")
+        finally:
+            dispatcher.stop()
+        running.result(5)
 
 
 def test_a_dispatcher_outlives_a_database_that_goes_away(
