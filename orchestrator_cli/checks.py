@@ -8,8 +8,8 @@ import psycopg2
 import redis
 from sqlalchemy import make_url
 
+from models.kernel.hints import redis_url
 from models.kernel.settings import Settings
-from orchestrator_cli.embedded.valkey import client_url
 from orchestrator_cli.errors import CannotStart
 
 OLDEST_POSTGRES = 15
@@ -60,7 +60,7 @@ def broker(url: str) -> str:
     Raises CannotStart when it does not answer in five seconds or is too old.
     """
     shown = make_url(url).render_as_string(hide_password=True)
-    client = redis.Redis.from_url(client_url(url), socket_connect_timeout=REACH_SECONDS, socket_timeout=REACH_SECONDS)
+    client = redis.Redis.from_url(redis_url(url), socket_connect_timeout=REACH_SECONDS, socket_timeout=REACH_SECONDS)
     try:
         version = str(client.info("server")["redis_version"])
     except (redis.RedisError, OSError) as error:

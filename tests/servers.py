@@ -2,7 +2,7 @@
 
 `postgres_server` yields the URL of the database `postgres`, from which a test makes
 databases of its own; `valkey_server` yields a broker URL (redis+socket://), which
-`orchestrator_cli.embedded.valkey.client_url` turns into redis-py's.
+`models.kernel.hints.redis_url` turns into redis-py's.
 """
 
 from __future__ import annotations

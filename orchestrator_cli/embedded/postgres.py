@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import time
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import psycopg2
 
 from orchestrator_cli.embedded import identity, orphans
 from orchestrator_cli.embedded.binaries import postgres_binary
-from orchestrator_cli.embedded.child import Child
+from orchestrator_cli.embedded.server import Server
 from orchestrator_cli.errors import CannotStart
-from orchestrator_cli.home import make_directory, release_sockets, socket_directory, write_secret
+from orchestrator_cli.home import make_directory, socket_directory, write_secret
 
 ROLE = "orchestrator"
 DATABASE = "orchestrator"
@@ -51,19 +50,13 @@ ACCESS = "local all all scram-sha-256\n"
 FIRST_STATEMENTS = "ALTER ROLE {role} PASSWORD '{password}';\nCREATE DATABASE {database};\n"
 
 
-class Postgres:
+class Postgres(Server):
     """One embedded Postgres whose data lies in `directory`."""
+
+    name = "Postgres"
 
     # Fast shutdown: ends the sessions, writes a checkpoint. SIGTERM would wait for clients to leave.
     ending = signal.SIGINT
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = Path(directory)
-        self.child: Child | None = None
-
-    @property
-    def data(self) -> Path:
-        return self.directory / "data"
 
     @property
     def sockets(self) -> Path:
@@ -135,25 +128,3 @@ class Postgres:
         except psycopg2.OperationalError:
             return False
         return True
-
-    def wait_ready(self, deadline: float) -> None:
-        """Return when sessions are accepted; `deadline` is a time.monotonic().
-
-        Raises CannotStart when it passes or the child ends.
-        """
-        while not self.answers():
-            if time.monotonic() >= deadline or (self.child and self.child.has_ended()):
-                raise CannotStart(f"Postgres does not answer in {self.sockets}", next_step="its log says why")
-            time.sleep(0.02)
-
-    def start(self) -> None:
-        """Run as a plain child of this process."""
-        self.prepare()
-        self.child = Child(self.command(), self.directory / "postgres.log", self.ending)
-        self.wait_ready(time.monotonic() + 30)
-
-    def stop(self) -> None:
-        if self.child:
-            self.child.stop()
-            self.child = None
-            release_sockets(self.directory)

@@ -12,9 +12,10 @@ import psycopg2
 import pytest
 import redis
 
+from models.kernel.hints import redis_url
 from orchestrator_cli.embedded import identity
 from orchestrator_cli.embedded.postgres import Postgres
-from orchestrator_cli.embedded.valkey import Valkey, client_url
+from orchestrator_cli.embedded.valkey import Valkey
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
 
@@ -108,7 +109,7 @@ def test_valkey_keeps_what_it_was_told_over_a_restart(tmp_path: Path) -> None:
     server = Valkey(tmp_path / "valkey")
     for expected in (1, 2):
         server.start()
-        with redis.Redis.from_url(client_url(server.url())) as client:
+        with redis.Redis.from_url(redis_url(server.url())) as client:
             assert client.incr("starts") == expected
         server.stop()
 

@@ -11,7 +11,8 @@ import psycopg2
 import pytest
 import redis
 
-from orchestrator_cli.embedded.valkey import Valkey, client_url
+from models.kernel.hints import redis_url
+from orchestrator_cli.embedded.valkey import Valkey
 from tests.service.load import Load
 from tests.service.running import ENDED, LEASE_SECONDS, Running, drive
 from tests.service.waiting import eventually
@@ -97,7 +98,7 @@ def test_killing_valkey_delays_work_and_fails_none(service: Running, robot: str)
 
 def test_flushing_valkey_delays_work_and_fails_none(service: Running, robot: str) -> None:
     with Load(service, robot) as load:
-        with redis.Redis.from_url(client_url(Valkey(service.home / "valkey").url())) as client:
+        with redis.Redis.from_url(redis_url(Valkey(service.home / "valkey").url())) as client:
             client.flushall()
         goes_on(service, load)
     load.assert_nothing_was_lost()

@@ -13,8 +13,8 @@ from kombu import pools
 from models.kernel import clock, session
 from models.kernel.clients import Caller
 from models.kernel.errors import Unavailable
+from models.kernel.hints import redis_url
 from models.kernel.settings import settings
-from orchestrator_cli.embedded.valkey import client_url
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from tests.tasks.owed import Owed
@@ -67,7 +67,7 @@ def owed(database: str, writer: Caller) -> Owed:
 def valkey(broker: str) -> Iterator[redis.Redis]:
     """An empty broker, which Celery and the hints of this process use."""
     use_broker(broker)
-    with redis.Redis.from_url(client_url(broker)) as client:
+    with redis.Redis.from_url(redis_url(broker)) as client:
         client.flushall()
         yield client
         client.flushall()
