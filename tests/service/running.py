@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,13 @@ def drive(target: str, seconds: float = 5, speed: float = 1.0, **others: Any) ->
     """A drive of so many simulated seconds."""
     params = {"speed": speed, "duration_seconds": seconds, "direction": 0}
     return {"command": "drive", "params": params, "target": target, **others}
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """The process stands still for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

@@ -14,7 +14,7 @@ import redis
 from models.kernel.hints import redis_url
 from orchestrator_cli.embedded.valkey import Valkey
 from tests.service.load import Load
-from tests.service.running import ENDED, LEASE_SECONDS, Running, drive
+from tests.service.running import ENDED, LEASE_SECONDS, Running, drive, frozen
 from tests.service.waiting import eventually
 
 LONG = 280  # simulated seconds: it would move for 28 real ones
@@ -37,6 +37,10 @@ def kill(service: Running, name: str) -> None:
     if name not in ("valkey", "postgres"):
         eventually(lambda: service.has_fresh(name, besides=victim), within=40, what=f"another {name} works")
     eventually(service.is_ready, within=40, what="the service is ready again")
+
+
+def valkey_of(service: Running) -> redis.Redis:
+    return redis.Redis.from_url(redis_url(Valkey(service.home / "valkey").url()))
 
 
 def goes_on(service: Running, load: Load) -> None:
@@ -98,10 +102,19 @@ def test_killing_valkey_delays_work_and_fails_none(service: Running, robot: str)
 
 def test_flushing_valkey_delays_work_and_fails_none(service: Running, robot: str) -> None:
     with Load(service, robot) as load:
-        with redis.Redis.from_url(redis_url(Valkey(service.home / "valkey").url())) as client:
+        with valkey_of(service) as client:
             client.flushall()
         goes_on(service, load)
     load.assert_nothing_was_lost()
+
+
+def test_what_was_accepted_is_carried_out_although_every_message_about_it_is_lost(service: Running) -> None:
+    with valkey_of(service) as client, frozen(service.pid_of("io")):
+        tickets = [service.go(command="scan") for _ in range(4)]
+        eventually(lambda: client.llen("io:2") >= 3, what="messages wait for the worker, who stands still")
+        client.flushall()
+    for ticket_id in tickets:
+        assert service.wait_until(ticket_id, *ENDED)["status"] == "completed"
 
 
 def test_killing_postgres_loses_nothing_that_was_acknowledged(service: Running, robot: str) -> None:

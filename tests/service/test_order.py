@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
-from tests.service.running import ASYNC, CONCURRENCY, WINDOW, Running, drive
+from tests.service.running import ASYNC, CONCURRENCY, WINDOW, Running, drive, frozen
 from tests.service.waiting import eventually
 
 BACKLOG = 1000
 QUICK = "wave"  # no robot knows it: it is started and refused, so that a thousand of them take seconds
 CALLERS = 8
 IN_HAND = WINDOW + CONCURRENCY  # what has left Postgres cannot be overtaken any more
-
-
-@contextlib.contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """The process stands still for the length of the block."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def accept_many(service: Running, count: int, **ticket: Any) -> list[str]:
