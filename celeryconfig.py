@@ -46,14 +46,15 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 
 # What happens every so often. The row of each in `schedules` decides whether a tick fires.
 SCHEDULES = {"tallies": 5.0, "partitions": 60.0, "housekeeping": 600.0}
+LONGEST_TICK = 30.0
 beat_scheduler = "celery.beat:Scheduler"  # in memory: due times live in Postgres
 beat_max_loop_interval = 5
 beat_schedule = {
     name: {
         "task": "schedules.tick",
-        "schedule": pace,
+        "schedule": min(pace, LONGEST_TICK),  # a beat that restarts must not begin its count anew
         "kwargs": {"name": name},
-        "options": {"queue": "system", "expires": max(pace, 10.0)},
+        "options": {"queue": "system", "expires": 30.0},
     }
     for name, pace in SCHEDULES.items()
 }

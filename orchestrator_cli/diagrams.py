@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "states.md"
 HEAD = """# States
 
 Written by `python -m orchestrator_cli.diagrams` from `models/<domain>/states.py`; a test fails when it is stale.
-Whatever moves a subject along an edge is a `Transition` in the domain's `operations.py`, and is told in the ledger.
+Whatever moves a subject along an edge is a `Transition` in the domain's `transitions.py`, and is told in the ledger.
 """
 
 

@@ -1,7 +1,9 @@
-"""The guardian: sends the stops that are owed to robots, whoever else is down.
+"""The guardian: stops robots, whoever else is down or busy.
 
-Woken by NOTIFY on its own connection, it needs neither Redis nor Celery nor a web
-process. A stop is repeated, ever less often, until the driver has taken it.
+It sends the stops that revoked commands are owed, each repeated, ever less often,
+until the driver has taken it; and it carries out the tickets that say `stop` or
+`brake`. Woken by NOTIFY on its own connection, it needs neither Redis nor Celery, and
+a few threads keep one robot that does not answer from holding up the others.
 """
 
 from __future__ import annotations
@@ -9,28 +11,65 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from models.kernel import clock, logs
+from models.kernel.backlog import pick_jobs, send_again
 from models.kernel.errors import OrchestratorError
 from models.kernel.listening import Listener
 from models.kernel.processes import Presence
 from models.kernel.session import statement
+from models.kernel.settings import settings
 from models.tickets.stops import confirm_stop, list_due_stops, postpone_stop
-from models.tickets.transitions import STOPS_CHANNEL
+from models.tickets.transitions import STOPS_CHANNEL, STOPS_QUEUE
 from orchestrator_tasks.tickets.drivers.registry import driver
+from orchestrator_tasks.tickets.tasks import perform
 
 log = logging.getLogger(__name__)
 
 PACE_SECONDS = 0.25
+THREADS = 16
 
 
-def send_due_stops() -> int:
-    """Send every stop that is due; answers how many were taken."""
+class Crew:
+    """A few threads; what is given under a name that is still at work is not taken twice."""
+
+    def __init__(self, threads: int = THREADS) -> None:
+        self.pool = ThreadPoolExecutor(threads, "stop")
+        self.threads = threads
+        self.at_work: dict[object, Future[Any]] = {}
+
+    def free(self) -> int:
+        self.at_work = {name: future for name, future in self.at_work.items() if not future.done()}
+        return self.threads - len(self.at_work)
+
+    def give(self, name: object, act: Callable[..., Any], *arguments: Any) -> list[Future[Any]]:
+        """Have it done; the future, or nothing when there is no room or it is being done already."""
+        if self.free() <= 0 or name in self.at_work:
+            return []
+        future = self.at_work[name] = self.pool.submit(act, *arguments)
+        return [future]
+
+
+def give_due_stops(crew: Crew) -> list[Future[bool]]:
+    """Have every stop sent that a robot is owed."""
     with statement() as connection:
         due = list_due_stops(connection)
-    return sum(send_stop(order) for order in due)
+    return [future for order in due for future in crew.give(order["id"], send_stop, order)]
+
+
+def give_stop_tickets(crew: Crew) -> list[Future[str]]:
+    """Have the tickets that stop robots carried out: they go through no worker, for those may all be driving."""
+    with statement() as connection:
+        send_again(connection, STOPS_QUEUE, THREADS, settings().redispatch_seconds)
+        owed = pick_jobs(connection, STOPS_QUEUE, crew.free(), settings().aging_seconds)
+    return [
+        future
+        for job in owed
+        for future in crew.give(job.subject_id, perform, job.id, job.subject_id, job.correlation_id)
+    ]
 
 
 def send_stop(order: Mapping[str, Any]) -> bool:
@@ -51,14 +90,17 @@ def send_stop(order: Mapping[str, Any]) -> bool:
 
 def run(over: threading.Event) -> None:
     listener = Listener(STOPS_CHANNEL)
+    crew = Crew()
     while not over.is_set():
         try:
-            send_due_stops()
+            give_due_stops(crew)
+            give_stop_tickets(crew)
             listener.wait(PACE_SECONDS)
         except OrchestratorError as error:
             log.warning("a pass of the guardian failed", extra={"error": error.message})
             clock.pause(PACE_SECONDS)
     listener.close()
+    crew.pool.shutdown()
 
 
 def main() -> None:

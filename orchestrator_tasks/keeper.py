@@ -28,7 +28,7 @@ GRACE_SECONDS = 10.0
 SHUTDOWN_GRACE_SECONDS = 2.0
 LONGEST_PAUSE, SHORTEST_PAUSE = 60.0, 0.02
 
-TIMEOUT, LEASE_LOST, SHUTDOWN = "timeout", "lease_lost", "shutdown"
+TIMEOUT, LEASE_LOST, REVOKED, SHUTDOWN = "timeout", "lease_lost", "revoked", "shutdown"
 
 
 class Interruptible(Protocol):
@@ -148,7 +148,7 @@ class Keeper:
             if (hold.job_id, hold.fence) in live:
                 hold.renewed_at = asked_at
             else:
-                hold.end(LEASE_LOST)
+                hold.end(REVOKED)
         return True
 
 

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.kernel import ids, logs
+from models.kernel import clock, ids, logs
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import note
-from models.kernel.session import statement
+from models.kernel.session import dispose_engines, statement
 from models.kernel.settings import settings
 from models.kernel.tallies import count_states
 from models.tickets.telemetry import SERVICE, STARTED, STOPPED
+from orchestrator_web.outcomes import LET_GO
 
 log = logging.getLogger(__name__)
 
 NAME, VERSION = "orchestrator-ren", "0.1.0"
 BACKLOG = 4096
-STOP_SECONDS = 4
+STOP_SECONDS = 2
+LET_GO_SECONDS = 0.25
 
 
 def tell(topic: str, **body: object) -> None:
     """Record that the service started or stopped; a database that is away must not keep it from doing so."""
+    dispose_engines()  # a connection kept from the start may be long dead, or be forked into the workers
     try:
         with statement() as connection:
             if topic == STOPPED:
@@ -53,15 +58,30 @@ def log_settings() -> dict[str, Any]:
     }
 
 
+def let_waiting_callers_go(pause: Callable[[float], None] = clock.pause) -> None:
+    """Tell the workers to answer whoever waits for an outcome, before the server drops its connections."""
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            os.kill(worker.pid, LET_GO)
+    pause(LET_GO_SECONDS)
+
+
 def main() -> None:
     from granian.constants import Interfaces
     from granian.server import Server
+
+    class PoliteServer(Server):
+        """granian, which lets waiting callers go before it stops."""
+
+        def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+            let_waiting_callers_go()
+            super().signal_handler_interrupt(*args, **kwargs)
 
     chosen = settings()
     logs.configure("web")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(fresh_metrics_directory(chosen.home.absolute()))
     tell(STARTED, service=NAME, version=VERSION)
-    server = Server(
+    server = PoliteServer(
         "orchestrator_web.asgi:app",
         address=chosen.host,
         port=chosen.port,

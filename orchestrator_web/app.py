@@ -37,7 +37,7 @@ OPENAPI: dict[str, Any] = {
     },
 }
 
-REFUSALS = {403, 404, 409, 422}
+REFUSALS = {400, 403, 404, 409, 415, 422}
 ACTS = {"POST", "PUT", "PATCH", "DELETE"}
 FORBIDDEN = 403
 METHODS = ACTS | {"GET", "HEAD", "OPTIONS"}

@@ -13,7 +13,7 @@ from models.kernel.processes import Presence
 from models.kernel.settings import settings
 from orchestrator_web.app import create_app
 from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope, Send, plain_problem
-from orchestrator_web.outcomes import HEADER, Outcomes
+from orchestrator_web.outcomes import HEADER, LET_GO, Outcomes
 from orchestrator_web.tickets.streams import read_outcomes, render_outcome
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Application:
         presence = Presence("web").start()
         self.outcomes = Outcomes(read_outcomes)
         self.outcomes.start()
+        asyncio.get_running_loop().add_signal_handler(LET_GO, self.outcomes.over.set)
         await send({"type": "lifespan.startup.complete"})
         while (await receive())["type"] != "lifespan.shutdown":
             pass

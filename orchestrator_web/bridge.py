@@ -29,7 +29,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 BODY_SECONDS = 30.0
 RESERVED_THREADS = 2
-RESERVED_PATHS = frozenset({"/healthz", "/readyz", "/estop"})
+RESERVED_PATHS = frozenset({"/healthz", "/readyz"})
 MOST_WAITING_PER_THREAD = 64
 
 

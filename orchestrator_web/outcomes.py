@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ from models.kernel.settings import settings
 log = logging.getLogger(__name__)
 
 HEADER = "Orchestrator-Awaits"
+LET_GO = signal.SIGUSR1
+"""The parent is about to stop the server: whoever waits is answered with what is known."""
+
 SWEEP_SECONDS = 1.0
 RECENT_HINTS = 4096
 LONGEST_BACKOFF = 2.0

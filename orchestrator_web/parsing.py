@@ -20,9 +20,7 @@ def check_body() -> None:
     """Before any view: a body, where there is one, is JSON. Raises BadRequest (400 or 415) or Invalid."""
     if request.routing_exception is not None or request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
         return
-    if not request.content_length and request.method == "DELETE":
-        return
-    if request.content_length and request.mimetype != JSON:
+    if request.get_data(cache=True) and request.mimetype != JSON:
         raise BadRequest(f"Send the body as {JSON}", status=415, code="unsupported_media_type")
 
 

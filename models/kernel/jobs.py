@@ -99,7 +99,7 @@ class Spec:
     """What a transition that owes work asks for. Each field is a constant or a column expression."""
 
     task: str
-    queue: str
+    queue: Any
     priority: Any
     timeout_seconds: Any
     lane: Any = None

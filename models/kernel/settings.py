@@ -12,14 +12,17 @@ import difflib
 import functools
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from models.kernel.errors import InvalidSettings
 
 PREFIX = "ORCHESTRATOR_"
+STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DEFAULT_HOME = Path(".orchestrator")
 SHORTEST_SECRET = 32  # bytes: RFC 7518, section 3.2
 PERMISSIONS = frozenset({"read", "write", "admin"})
@@ -84,15 +87,30 @@ def url(*schemes: str) -> Parser:
         scheme, separator, _ = text.partition("://")
         if not separator or scheme not in schemes:
             raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
-        return text
+        return well_formed(text)
 
     return parse
+
+
+def well_formed(text: str) -> str:
+    """A URL that every library behind it can take apart. Raises ValueError, quoting nothing of it."""
+    if STRAY_PERCENT.search(text):
+        raise ValueError("has a % that no two hexadecimal digits follow (write %25)")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError("is no URL: look at its host and port") from None
+    if port == 0:
+        raise ValueError("names port 0")
+    return text
 
 
 def postgres_url(text: str) -> str:
     """``postgres://`` and ``postgresql://`` both mean the psycopg2 driver here."""
     for scheme in ("postgresql+psycopg2://", "postgresql://", "postgres://"):
         if text.startswith(scheme):
+            well_formed(text)
             return "postgresql+psycopg2://" + text.removeprefix(scheme)
     raise ValueError("must start with postgresql://")
 
@@ -121,7 +139,9 @@ class Settings:
     host: str = setting(str, "127.0.0.1", "address the API and Flower listen on")
     port: int = setting(whole(1, 65535), 8000, "the API's port", env="PORT")
     flower_port: int = setting(whole(1, 65535), 5555, "Flower's port", env="FLOWER_PORT")
-    flower_auth: str = setting(str, "", "user:password that Flower asks for; empty on loopback means open", secret=True)
+    flower_auth: str = setting(
+        str, "", "user:password for Flower; without it its pages are open, on loopback only", secret=True
+    )
     log_level: str = setting(one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least severe line logged")
 
     # the web

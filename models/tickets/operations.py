@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost
@@ -15,7 +15,7 @@ from models.kernel.jobs import Held
 from models.kernel.ledger import note
 from models.kernel.transition import Rows
 from models.tickets import events, transitions
-from models.tickets.queries import get_ticket
+from models.tickets.queries import get_ticket, list_moving_tickets
 from models.tickets.states import TERMINAL, TICKET
 
 LOST = "The worker fell silent while the command was being carried out; whether the robot moved is unknown"
@@ -76,6 +76,8 @@ def accept_execution(
     for _ in range(CONTENDED_TRIES):
         moved = act(connection, [row], actor=caller.name, correlation_id=caller.correlation_id)
         if moved:
+            if moved[0]["command"] in transitions.STOPPING:
+                connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))
             return moved[0]
         state = get_ticket(connection, ticket_id)["state"]
         if state not in act.sources:
@@ -164,3 +166,14 @@ def expire_tickets(connection: Connection, held: Sequence[Held]) -> int:
     """These could not start in time: they fail as expired, so that nothing moves hours later."""
     rows = [{"job_id": job.id, "error": EXPIRED, "error_code": "expired"} for job in held]
     return len(transitions.EXPIRE(connection, rows, actor="reaper"))
+
+
+def stop_moving_tickets(connection: Connection, attempt: Attempt, worker: str) -> list[str]:
+    """End what was moving on a robot that a stop or a brake has just brought to rest; answers the tickets' ids.
+
+    Only what was taken before the stop: a motion that began after it is a new one.
+    """
+    verdict = {"error": f"The robot was stopped on the way: {attempt.command}", "error_code": attempt.command}
+    moving = list_moving_tickets(connection, attempt.target, before=attempt.fence)
+    rows = [{"id": row["id"], "revision": row["revision"], **verdict} for row in moving]
+    return [row["id"] for row in transitions.STOP(connection, rows, actor=worker)] if rows else []

@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_
 
 from models.kernel.errors import NotFound
+from models.kernel.jobs import jobs
 from models.kernel.ledger import ledger
 from models.tickets.events import OUTCOME_TOPICS
 from models.tickets.states import TICKET
-from models.tickets.tables import tickets
+from models.tickets.tables import lane_of, stop_orders, tickets
 
 COUNT_CAP = 10_000
 Row = RowMapping
@@ -73,3 +74,20 @@ def list_outcomes(connection: Connection, executions: Sequence[Execution]) -> di
     )
     found = {(row.subject_id, row.body["execution"]): {"status": row.to_state, **row.body} for row in rows}
     return {pair: found[pair] for pair in executions if pair in found}
+
+
+def list_moving_tickets(connection: Connection, target: str, *, before: int) -> Sequence[Row]:
+    """What is being carried out in a robot's lane under a fence drawn before this one."""
+    lane = (jobs.c.lane == lane_of(target), jobs.c.fence < before)
+    mine = (jobs.c.subject_kind == TICKET.kind, jobs.c.subject_id == tickets.c.id)
+    return (
+        connection.execute(select(tickets.c.id, tickets.c.revision).join(jobs, and_(*mine)).where(*lane))
+        .mappings()
+        .all()
+    )
+
+
+def find_pending_stop(connection: Connection, target: str) -> int | None:
+    """A stop that a robot is owed and has not taken yet, by its number."""
+    owed = stop_orders.c.target == target, stop_orders.c.done_at.is_(None)
+    return connection.scalar(select(stop_orders.c.id).where(*owed).limit(1))

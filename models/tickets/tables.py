@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -14,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    literal,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -24,6 +27,11 @@ from models.tickets.states import TICKET
 PRIORITIES = ("critical", "high", "normal", "low")
 MAX_TIMEOUT_SECONDS = 3600
 DEFAULT_TARGET = "default"
+
+
+def lane_of(target: Any) -> Any:
+    """The lane of a robot's motions: one at a time. `target` is a text or a column."""
+    return literal("robot:").concat(target)
 
 
 def one_of(column: str, values: object) -> str:

@@ -15,11 +15,12 @@ from models.kernel.jobs import Spec, fence_seq
 from models.kernel.transition import Birth, Job, Subject, Told, Transition
 from models.tickets import events
 from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL, TICKET
-from models.tickets.tables import PRIORITIES, stop_orders, tickets
+from models.tickets.tables import PRIORITIES, lane_of, stop_orders, tickets
 
 SUBJECT = Subject(TICKET, tickets)
 TASK = "tickets.execute"
 QUEUE = "io"
+STOPS_QUEUE = "stops"
 
 REFUSED = "refused"
 STOPS_CHANNEL = "orchestrator_stops"
@@ -30,21 +31,21 @@ MOVING = ("drive",)
 
 
 def execution_job(ticket: Any) -> Spec:
-    """What an accepted execution owes. Stopping goes before everything and waits in no lane."""
+    """What an accepted execution owes. Stopping waits in no lane and in no worker's queue: the guardian does it."""
     rank = case(*((ticket.priority == name, rank) for rank, name in enumerate(PRIORITIES)))
     return Spec(
         task=TASK,
-        queue=QUEUE,
+        queue=case((ticket.command.in_(STOPPING), STOPS_QUEUE), else_=QUEUE),
         priority=case((ticket.command.in_(STOPPING), kernel_jobs.CRITICAL), else_=rank),
         tenant=ticket.tenant,
-        lane=case((ticket.command.in_(MOVING), literal("robot:").concat(ticket.target))),
+        lane=case((ticket.command.in_(MOVING), lane_of(ticket.target))),
         timeout_seconds=ticket.timeout_seconds,
         expires_at=ticket.expires_at,
         max_attempts=1,
     )
 
 
-def stop_for(moved: Any) -> list[Any]:
+def stop_for(moved: Any, *when: Any) -> list[Any]:
     """A stop for each robot that was moving under what just ended; its commit wakes the guardian."""
     columns = {
         "target": moved.c.target,
@@ -54,7 +55,7 @@ def stop_for(moved: Any) -> list[Any]:
         "correlation_id": moved.c.correlation_id,
     }
     source = select(*(value.label(name) for name, value in columns.items())).where(
-        moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING)
+        moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING), *when
     )
     wake = func.pg_notify(STOPS_CHANNEL, "")
     return [insert(stop_orders).from_select(list(columns), source).returning(wake)]
@@ -130,6 +131,11 @@ def letter_and_stop(moved: Any) -> list[Any]:
     return letter(moved) + stop_for(moved)
 
 
+def letter_and_stop_if_unknown(moved: Any) -> list[Any]:
+    """A worker that knows the outcome has stopped the robot itself; one that does not may not have reached it."""
+    return letter(moved) + stop_for(moved, moved.c.error_code == OUTCOME_UNKNOWN)
+
+
 def ending(
     sources: frozenset[str], targets: frozenset[str], job: Job, also: Callable[[Any], Iterable[Any]]
 ) -> Transition:
@@ -157,7 +163,8 @@ def ending(
     )
 
 
-SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter)
+SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter_and_stop_if_unknown)
 LOSE = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END, letter_and_stop)
 EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter)
 CANCEL = ending(frozenset({PENDING, QUEUED, EXECUTING}), frozenset({CANCELLED}), Job.END_ANY, stop_for)
+STOP = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END_ANY, lambda _m: [])

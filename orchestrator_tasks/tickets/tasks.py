@@ -16,16 +16,18 @@ from models.kernel.session import statement
 from models.kernel.transition import LaneBusy
 from models.tickets import operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
+from models.tickets.queries import find_pending_stop
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
-from orchestrator_tasks.keeper import LEASE_LOST, SHUTDOWN, TIMEOUT, keeper
+from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
 from orchestrator_tasks.publisher import CORRELATION
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
 from orchestrator_tasks.tickets.drivers.registry import driver
 
 log = logging.getLogger(__name__)
 
+PENDING_STOP_PACE = 0.05
 SETTLE_PATIENCE_SECONDS = 120.0
 SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
 
@@ -42,7 +44,11 @@ register(
 @app.task(name=transitions.TASK)
 def execute(job_id: int, subject_id: str) -> str:
     """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
-    correlation_id = getattr(current_task.request, CORRELATION, None)
+    return perform(job_id, subject_id, getattr(current_task.request, CORRELATION, None))
+
+
+def perform(job_id: int, subject_id: str, correlation_id: str | None) -> str:
+    """Take, carry out, settle: in a worker, or for stops in the guardian."""
     with about(correlation_id=correlation_id, ticket_id=subject_id, action="execute"):
         attempt = take(job_id)
         if attempt is None:
@@ -52,6 +58,8 @@ def execute(job_id: int, subject_id: str) -> str:
         outcome = carry_out(attempt)
         if outcome is None:
             return give_back(attempt)
+        if attempt.command in transitions.STOPPING and outcome.to == COMPLETED:
+            end_what_moved(attempt)
         return settle(attempt, outcome)
 
 
@@ -89,10 +97,8 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
         not_after=attempt.not_after,
     )
     try:
-        # A statement of its own, after the take committed: what was revoked meanwhile must not reach the driver.
-        with statement() as connection:
-            if not is_live(connection, attempt.job_id, attempt.fence):
-                return Outcome(CANCELLED, error="Revoked before it started", error_code="revoked")
+        if not wait_until_clear(attempt, interrupt):
+            return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
         return Outcome(COMPLETED, result=driver().carry_out(command, interrupt))
     except Interrupted as error:
         return interrupted(attempt, error)
@@ -102,6 +108,34 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
         log.exception("the driver failed in a way it should not")
         text = f"The driver failed unexpectedly ({type(error).__name__}); whether the robot moved is unknown"
         return Outcome(FAILED, error=text, error_code=transitions.OUTCOME_UNKNOWN)
+
+
+def wait_until_clear(attempt: Attempt, interrupt: Interrupt) -> bool:
+    """Whether the attempt may go to the driver: still live, and its robot owed no stop. Raises Interrupted.
+
+    Read in a statement of its own, after the take committed: what was revoked meanwhile must not reach the
+    driver. A motion waits until the stop of the one before it was taken, or that stop would hit it.
+    """
+    while True:
+        with statement() as connection:
+            if not is_live(connection, attempt.job_id, attempt.fence):
+                return False
+            if attempt.command not in transitions.MOVING or find_pending_stop(connection, attempt.target) is None:
+                return True
+        if reason := interrupt.wait(PENDING_STOP_PACE):
+            raise Interrupted(reason)
+
+
+def end_what_moved(attempt: Attempt) -> None:
+    """The robot has come to rest: whoever waits for what it was doing is told so now."""
+    try:
+        with statement() as connection:
+            ended = operations.stop_moving_tickets(connection, attempt, worker())
+    except (Unavailable, Conflict) as error:
+        log.warning("what was stopped ends by its own worker", extra={"error": error.message})
+        return
+    for ticket_id in ended:
+        hints.ended(ticket_id)
 
 
 def interrupted(attempt: Attempt, error: Interrupted) -> Outcome:

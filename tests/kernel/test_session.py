@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from models.kernel.errors import Conflict, Unavailable
 from models.kernel.session import dispose_engines, engine, statement, transaction
 from models.kernel.settings import settings
+from tests.conftest import named, on_server
 from tests.kernel import parcel
 from tests.kernel.races import alone, until
 
@@ -95,7 +96,8 @@ def test_a_statement_commits_by_itself_and_a_transaction_together(connection: Co
 
 
 def test_a_database_without_our_schema_says_what_to_do(postgres_server: str, environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("DATABASE_URL", postgres_server)
+    on_server(postgres_server, "CREATE DATABASE bare")
+    environment.setenv("DATABASE_URL", named(postgres_server, "bare"))
     dispose_engines()
     settings.cache_clear()
     with pytest.raises(Unavailable, match="orchestrator migrate"), statement() as connection:

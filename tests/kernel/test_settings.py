@@ -113,3 +113,14 @@ def test_every_setting_explains_itself_and_has_a_name_of_its_own() -> None:
     known = variables()
     assert all(item.metadata["help"] for item in known.values())
     assert len(known) == len(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL"])
+@pytest.mark.parametrize("rest", ["u:hidden@host:abc/x", "u:hidden@[::1/x", "u:hidden%zz@host/x", "u:hidden@host:0/x"])
+def test_a_malformed_url_is_one_line_that_quotes_no_password(name: str, rest: str) -> None:
+    scheme = {"DATABASE_URL": "postgresql", "BROKER_URL": "redis"}[name]
+    with pytest.raises(InvalidSettings) as refused:
+        load({name: f"{scheme}://{rest}"})
+    assert "\n" not in refused.value.message
+    assert name in refused.value.message
+    assert "hidden" not in refused.value.message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.service.running import ENDED, Running, drive
 from tests.service.test_watching import assert_counts_agree
@@ -45,9 +45,18 @@ def test_ctrl_c_in_mid_drive_stops_robots_and_service_and_the_next_start_carries
     assert service.execute(pending).json()["status"] == "completed"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="orchestrator_web.__main__ tells the stop on the connection of its start, dead if Postgres is"
-)
+def test_a_caller_who_waits_at_ctrl_c_is_told_that_its_execution_was_accepted(service: Running, robot: str) -> None:
+    ticket_id = service.create(**drive(robot, LONG))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(service.execute, ticket_id)
+        service.wait_until_moving(ticket_id)
+        service.stop()
+        told = waiting.result(timeout=10)
+    service.start()
+    assert (told.status_code, told.json()["status"]) == (202, "queued")
+    assert service.wait_until(ticket_id, *ENDED)["error_code"] == "shutdown"
+
+
 def test_the_ledger_says_that_the_service_stopped_and_started(service: Running) -> None:
     question = "SELECT topic FROM ledger WHERE subject_kind = 'service' ORDER BY seq"
     if len(service.rows(question)) == 1:

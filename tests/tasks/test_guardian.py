@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from models.tickets.operations import Outcome
 from orchestrator_tasks import guardian
 from orchestrator_tasks.tickets.drivers.base import DriverFailed
+from orchestrator_tasks.tickets.tasks import settle
 from tests.service.waiting import eventually
 from tests.tasks.owed import Owed, change, rows
 
@@ -61,14 +63,19 @@ def cancelled_drive(owed: Owed, target: str) -> int:
     return attempt.fence
 
 
+def sent() -> int:
+    """How many of the stops that are due now were taken."""
+    return sum(future.result(20) for future in guardian.give_due_stops(guardian.Crew()))
+
+
 def orders() -> list[dict[str, Any]]:
     return rows("SELECT *, next_at - ordered_at AS after FROM stop_orders ORDER BY id")
 
 
 def test_a_cancelled_drive_is_stopped_once_under_a_newer_fence(driver: Stopper, owed: Owed) -> None:
     fence = cancelled_drive(owed, "rover")
-    assert guardian.send_due_stops() == 1
-    assert guardian.send_due_stops() == 0
+    assert sent() == 1
+    assert sent() == 0
     ((target, stopped_under, reason),) = driver.stopped
     assert (target, reason) == ("rover", "cancelled")
     assert stopped_under > fence
@@ -81,7 +88,7 @@ def test_what_never_moved_is_owed_no_stop(driver: Stopper, owed: Owed) -> None:
     scanning = owed("scan")
     scanning.take()
     owed.cancel(scanning.ticket_id)
-    assert guardian.send_due_stops() == 0
+    assert sent() == 0
     assert orders() == []
 
 
@@ -91,7 +98,7 @@ def test_a_stop_that_was_not_taken_is_sent_again_ever_later_until_it_is(driver: 
     waits = []
     for _ in range(3):
         change("UPDATE stop_orders SET next_at = clock_timestamp(), ordered_at = clock_timestamp()")
-        assert guardian.send_due_stops() == 0
+        assert sent() == 0
         (order,) = orders()
         assert (order["done_at"], order["error"]) == (None, "rover does not hear")
         waits.append(order["after"])
@@ -99,7 +106,7 @@ def test_a_stop_that_was_not_taken_is_sent_again_ever_later_until_it_is(driver: 
     assert waits[2] > 2 * waits[0]
     driver.deaf = set()
     change("UPDATE stop_orders SET next_at = clock_timestamp()")
-    assert guardian.send_due_stops() == 1
+    assert sent() == 1
     assert orders()[0]["error"] is None
 
 
@@ -107,7 +114,7 @@ def test_a_robot_that_does_not_hear_holds_no_other_robots_stop_back(driver: Stop
     driver.deaf = {"deaf"}
     for target in ("deaf", "rover"):
         cancelled_drive(owed, target)
-    assert guardian.send_due_stops() == 1
+    assert sent() == 1
     assert [target for target, _, _ in driver.stopped] == ["rover"]
 
 
@@ -136,7 +143,7 @@ def test_the_guardian_goes_on_after_the_database_was_away(
 @pytest.mark.usefixtures("dead_broker")
 def test_stops_need_no_broker(driver: Stopper, owed: Owed) -> None:
     cancelled_drive(owed, "rover")
-    assert guardian.send_due_stops() == 1
+    assert sent() == 1
 
 
 def test_a_driver_with_a_bug_holds_no_other_robots_stop_back(
@@ -152,5 +159,30 @@ def test_a_driver_with_a_bug_holds_no_other_robots_stop_back(
     monkeypatch.setattr(driver, "stop", buggy)
     for target in ("odd", "rover"):
         cancelled_drive(owed, target)
-    assert guardian.send_due_stops() == 1
+    assert sent() == 1
     assert [target for target, _, _ in driver.stopped] == ["rover"]
+
+
+def test_a_stop_ticket_needs_no_worker_and_no_broker(
+    owed: Owed, guarding: Callable[[float], None], environment: pytest.MonkeyPatch
+) -> None:
+    """Every I/O thread may be driving; a stop goes through none of them."""
+    environment.setenv("BROKER_URL", "redis://127.0.0.1:1/0")
+    guarding(60.0)
+    listening = "SELECT FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' AND datname = current_database()"
+    eventually(lambda: rows(listening), what="the guardian listens")
+    jobs = [owed(command, target="rover") for command in ("stop", "brake")]
+    assert rows("SELECT DISTINCT queue FROM jobs") == [{"queue": "stops"}]
+    eventually(lambda: all(job.ticket["state"] == "completed" for job in jobs), what="both have stopped the robot")
+
+
+def test_a_drive_whose_outcome_is_unknown_owes_its_robot_a_stop(driver: Stopper, owed: Owed) -> None:
+    attempt = owed("drive", target="rover").take()
+    settle(attempt, Outcome("failed", error="nobody knows", error_code="outcome_unknown"))
+    assert sent() == 1
+    assert [target for target, _, _ in driver.stopped] == ["rover"]
+
+
+def test_a_drive_that_was_stopped_by_its_worker_owes_none(driver: Stopper, owed: Owed) -> None:
+    settle(owed("drive").take(), Outcome("failed", error="timed out", error_code="timeout"))
+    assert sent() == 0

@@ -94,14 +94,14 @@ def test_an_attempt_whose_lease_is_gone_is_interrupted(keeper: Keeper, owed: Owe
     lost, kept = hold(owed, time), hold(owed, time)
     change("DELETE FROM jobs WHERE id = :id", id=lost.job_id)
     passes(keeper, time, 0, lost, kept)
-    assert (reason(lost), reason(kept)) == ("lease_lost", None)
+    assert (reason(lost), reason(kept)) == ("revoked", None)
 
 
 def test_an_attempt_whose_job_was_taken_by_another_is_interrupted(keeper: Keeper, owed: Owed, time: Clock) -> None:
     held = hold(owed, time)
     change("UPDATE jobs SET fence = fence + 1000 WHERE id = :id", id=held.job_id)
     passes(keeper, time, 0, held)
-    assert reason(held) == "lease_lost"
+    assert reason(held) == "revoked"
 
 
 def test_at_shutdown_what_runs_has_a_short_grace_and_is_then_interrupted(

@@ -24,7 +24,7 @@ from orchestrator_tasks.tickets import tasks
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, OutcomeUnknown
 from tests.service.waiting import eventually
 from tests.tasks.conftest import Clock
-from tests.tasks.owed import Job, Owed, rows, run_out
+from tests.tasks.owed import Job, Owed, change, rows, run_out
 
 DONE = {"command": "drive", "executed": True}
 
@@ -91,6 +91,31 @@ def test_a_drive_whose_robot_is_busy_waits_in_its_lane_and_is_woken(driver: Reco
     assert answers == ["not taken"]
     assert rows("SELECT waits FROM jobs WHERE id = :id", id=second.id) == [{"waits": False}]
     assert execute(second) == "completed"
+
+
+def test_a_motion_waits_until_its_robot_has_taken_the_stop_of_the_one_before(driver: Recorder, owed: Owed) -> None:
+    revoked = owed("drive")
+    revoked.take()
+    owed.cancel(revoked.ticket_id)
+    following = owed("drive")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(execute, following)
+        eventually(lambda: following.ticket["state"] == "executing", what="the next drive is taken")
+        assert driver.commands == []
+        change("UPDATE stop_orders SET done_at = clock_timestamp()")
+        assert running.result(20) == "completed"
+    assert [command.ticket_id for command in driver.commands] == [following.ticket_id]
+
+
+def test_a_stop_ends_what_was_moving_and_tells_its_caller_so(driver: Recorder, owed: Owed) -> None:
+    moving, elsewhere = owed("drive"), owed("drive", target="other")
+    attempts = [moving.take(), elsewhere.take()]
+    assert execute(owed("stop")) == "completed"
+    ended = moving.ticket
+    assert (ended["state"], ended["error_code"]) == ("failed", "stop")
+    assert ended["error"] == "The robot was stopped on the way: stop"
+    assert elsewhere.ticket["state"] == "executing"
+    assert tasks.settle(attempts[0], Outcome("completed", result=DONE)) == "lease lost"
 
 
 @pytest.mark.parametrize(

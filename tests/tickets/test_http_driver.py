@@ -140,6 +140,12 @@ class TestAWellBehavedBus:
         assert caught.value.reason == "timeout"
         assert names(bus) == ["drive", "stop"]
 
+    def test_a_revoked_drive_sends_no_stop_that_could_hit_the_next_one(self, driver: HttpDriver, bus: Bus) -> None:
+        with pytest.raises(Interrupted) as caught:
+            driver.carry_out(command(params={"speed": 1, "duration_seconds": 9}), Recorded("revoked"))
+        assert caught.value.reason == "revoked"
+        assert names(bus) == ["drive"]
+
     @pytest.mark.parametrize(("name", "status"), [("stop", "stopped"), ("brake", "braked")])
     def test_a_stop_and_a_brake_are_acknowledged(self, driver: HttpDriver, bus: Bus, name: str, status: str) -> None:
         result = driver.carry_out(command(name), Interrupt())

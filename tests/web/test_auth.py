@@ -103,6 +103,22 @@ def test_an_authenticated_refusal_is_in_the_ledger_with_who_asked_for_what(app: 
     assert row["body"] == {"method": "POST", "path": "/ticket", "status": 403}
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        (b"{", "application/json", 400, "not_json"),
+        (b"{}", "text/plain", 415, "unsupported_media_type"),
+        (b"{}", "application/json", 422, "invalid"),
+    ],
+)
+def test_an_execute_that_cannot_be_read_is_in_the_ledger_too(
+    api: Api, body: bytes, kind: str, status: int, code: str
+) -> None:
+    assert_problem(api.post("/execute", data=body, content_type=kind), status)
+    (row,) = refusals()
+    assert (row["actor"], row["reason"], row["subject_id"]) == ("admin", code, "/execute")
+
+
 def test_a_refused_act_on_a_ticket_is_in_that_ticket_s_history(api: Api) -> None:
     ticket_id = api.create()["id"]
     api.accept(ticket_id)

@@ -43,6 +43,18 @@ def assert_whole_problem(heard: Heard | None, status: int, code: str) -> None:
     assert said["instance"].startswith("/")
 
 
+def test_a_chunked_body_of_another_type_is_415(server: Server) -> None:
+    async def scenario() -> None:
+        before = counts()
+        parts = [{"type": "http.request", "body": b'{"command": "drive"}', "more_body": False}]
+        headers = [("content-type", "text/plain"), ("transfer-encoding", "chunked")]
+        heard = await server.call("POST", "/ticket", parts=parts, headers=headers)
+        assert_whole_problem(heard, 415, "unsupported_media_type")
+        assert counts() == {**before, "ledger": before["ledger"] + 1}
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("path", ["/ticket", "/execute", "/nowhere", "/healthz"])
 def test_a_body_of_two_megabytes_without_a_length_is_413(server: Server, path: str) -> None:
     async def scenario() -> None:

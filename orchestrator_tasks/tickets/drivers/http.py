@@ -2,7 +2,9 @@
 
 A plain bus acknowledges a drive as soon as it has it and then carries it out for
 `duration_seconds`. The driver waits that time out, so that a robot's lane is taken
-for as long as the robot moves; an interrupt ends the wait and sends a stop at once.
+for as long as the robot moves; an interrupt ends the wait and sends a stop at once,
+unless the lease was revoked: whoever revoked it ordered the stop, and the guardian
+sends it, while ours could come late and hit the next motion.
 No stop is sent after a drive that ran its time: its end is the bus's own.
 
 Nothing that moves a robot is ever sent twice. What is known not to have been
@@ -31,6 +33,7 @@ from models.kernel import clock
 from models.kernel.clock import utcnow
 from models.kernel.errors import Invalid
 from models.tickets import contracts
+from orchestrator_tasks.keeper import REVOKED
 from orchestrator_tasks.tickets.drivers.base import (
     Command,
     DriverFailed,
@@ -94,7 +97,8 @@ class HttpDriver:
             raise self.after_stopping(command, unknown) from unknown
         reason = interrupt.wait(command.params["duration_seconds"])
         if reason is not None:
-            self.end_early(command, reason)
+            if reason != REVOKED:
+                self.end_early(command, reason)
             raise Interrupted(reason)
         return driven(command.params) | acknowledged
 
