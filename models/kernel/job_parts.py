@@ -173,10 +173,12 @@ def next_in_lane(job: CTE) -> CTE:
         .with_for_update(skip_locked=True)
         .lateral("head")
     )
-    heads = select(head.c.id).select_from(lanes.join(head, literal(True)))
+    # A CTE, asked once: as a subquery some plans ask it again after each row that the update changed, and since it
+    # passes over changed rows it then yields the next waiter, and the next.
+    heads = select(head.c.id).select_from(lanes.join(head, literal(True))).cte("heads")
     return (
         update_(jobs)
-        .where(jobs.c.id.in_(heads), jobs.c.waits)
+        .where(jobs.c.id == heads.c.id, jobs.c.waits)
         .values(waits=False, dispatched_at=null())
         .returning(jobs.c.id)
         .cte("woken")

@@ -93,6 +93,16 @@ def test_however_an_attempt_ends_it_wakes_the_best_waiter(connection: Connection
     assert waits(connection, "high", "late", "low") == [False, True, True]
 
 
+@pytest.mark.parametrize("off", [(), ("hashjoin", "indexscan", "material", "hashagg", "sort")])
+def test_a_settle_wakes_one_waiter_whatever_the_plan(connection: Connection, off: tuple[str, ...]) -> None:
+    """A subquery that locks and limits must not be asked again for each row that it changed."""
+    first, *_ = parcel.send(connection, *"abcdefgh", van="v")
+    for method in off:
+        connection.execute(text(f"SET enable_{method} = off"))
+    parcel.deliver(connection, parcel.take_one(connection, first))
+    assert waits(connection, *"bcdefgh") == [False, *[True] * 6]
+
+
 def test_a_cancel_wakes_the_next_of_its_lane(connection: Connection) -> None:
     parcel.send(connection, "a", van="v")
     parcel.send(connection, "b", van="v")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
@@ -123,3 +124,15 @@ def test_a_forked_child_never_speaks_on_its_parents_connection(database: str) ->
     assert theirs != mine
     with statement() as connection:
         assert connection.scalar(pid) == mine
+
+
+def test_connections_that_a_restart_has_closed_are_replaced_before_they_are_used(database: str) -> None:
+    pid = text("SELECT pg_backend_pid()")
+    with statement() as one, statement() as other:
+        before = {one.scalar(pid), other.scalar(pid)}
+    with psycopg2.connect(database) as killer, killer.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s) AS dead (pid)", (list(before),))
+    killer.close()
+    for _ in range(3):
+        with statement() as connection:
+            assert connection.scalar(pid) not in before

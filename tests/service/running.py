@@ -176,7 +176,10 @@ class Running:
         """The ticket as soon as it is in one of these states."""
 
         def there() -> dict[str, Any] | None:
-            ticket = self.ticket(ticket_id)
+            answer = self.ask("GET", f"/ticket/{ticket_id}")
+            if answer.status_code == 503:  # a server is being started again, as the answer's Retry-After says
+                return None
+            ticket = dict(answer.json())
             return ticket if ticket["status"] in states else None
 
         found = eventually(there, within, f"{ticket_id} becomes {' or '.join(states)}")
