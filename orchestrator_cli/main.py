@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
 from models.kernel.errors import InvalidSettings, OrchestratorError
-from models.kernel.settings import load, variables
+from models.kernel.settings import PERMISSIONS, load, variables
 from orchestrator_cli.errors import CannotStart
 
 WRONG_SETTINGS = 2
@@ -95,13 +97,50 @@ def database_url() -> str:
     return embedded.url()
 
 
-if __name__ == "__main__":
-    main()
-
-
 @main.command()
 def settings() -> None:
     """List every setting: its variable, its default, what it means."""
     for name, item in variables().items():
         default = ",".join(sorted(item.default)) if isinstance(item.default, frozenset) else str(item.default)
         click.echo(f"{name:38} {default or '-':24} {item.metadata['help']}")
+
+
+@main.command()
+@click.argument("client")
+@click.option(
+    "--may", type=click.Choice(sorted(PERMISSIONS)), multiple=True, required=True, help="Give it once for each."
+)
+@click.option("--tenant", default="default", show_default=True)
+def key(client: str, may: tuple[str, ...], tenant: str) -> None:
+    """Print a new API key for a client, which is made, or changed to these permissions."""
+    from models.kernel.clients import create_client, issue_key
+
+    with on_the_database() as connection:
+        create_client(connection, client, may, tenant)
+        click.echo(issue_key(connection, client))
+
+
+@main.command()
+@click.argument("key_id")
+def revoke(key_id: str) -> None:
+    """Revoke an API key by its id, the twelve characters after orc_; it opens nothing within five seconds."""
+    from models.kernel.clients import revoke_key
+
+    with on_the_database() as connection:
+        if not revoke_key(connection, key_id):
+            raise CannotStart(f"there is no live key {key_id}", next_step="its id stands between the underscores")
+    click.echo(f"revoked {key_id}")
+
+
+@contextlib.contextmanager
+def on_the_database() -> Iterator[Connection]:
+    """A transaction on the database that the settings name, else on the running embedded one."""
+    os.environ["DATABASE_URL"] = database_url()
+    from models.kernel.session import transaction
+
+    with transaction() as connection:
+        yield connection
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
-from models.kernel import logs
+from models.kernel import clock, logs
 from models.kernel.processes import Presence
 from models.kernel.settings import settings
 from orchestrator_web.app import create_app
@@ -71,6 +71,7 @@ class Application:
         if self.outcomes is None:
             return accepted
         ticket_id, execution, seconds = awaited.split(" ")
+        began = clock.monotonic()
         waiting = asyncio.create_task(
             self.outcomes.wait((ticket_id, int(execution)), float(seconds) + WAIT_MARGIN_SECONDS)
         )
@@ -85,6 +86,8 @@ class Application:
             gone.cancel()
         if outcome is None:
             return accepted
+        facts = {"correlation_id": accepted.header("X-Correlation-Id"), "ticket_id": ticket_id, "status": 200}
+        log.info("answered with the outcome", extra={**facts, "ms": round((clock.monotonic() - began) * 1000, 2)})
         body = render_outcome(outcome)
         kept = [(k, v) for k, v in accepted.headers if k.lower() not in {"content-length", "location"}]
         return Answer(200, [*kept, ("Content-Length", str(len(body)))], body)

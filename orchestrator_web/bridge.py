@@ -41,6 +41,10 @@ class Answer:
     headers: list[tuple[str, str]]
     body: bytes
 
+    def header(self, name: str) -> str | None:
+        """A header's value."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
     def take_header(self, name: str) -> str | None:
         """A header's value, removed from the response."""
         for index, (key, value) in enumerate(self.headers):

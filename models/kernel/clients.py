@@ -34,6 +34,7 @@ from models.kernel.metadata import metadata
 from models.kernel.session import transaction
 from models.kernel.settings import PERMISSIONS
 
+NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 KEY = re.compile(r"orc_([0-9a-f]{12})_([A-Za-z0-9_-]{32})")
 
 clients = Table(
@@ -92,6 +93,8 @@ def create_client(connection: Connection, name: str, permissions: Iterable[str],
 
     A client that was disabled stays so.
     """
+    if not NAME.fullmatch(name):
+        raise Invalid("A client's name has 1 to 64 letters, digits or . _ : @ -")
     wanted = set(permissions)
     if unknown := wanted - PERMISSIONS:
         raise Invalid(f"Unknown permission: {', '.join(sorted(unknown))}")

@@ -163,7 +163,7 @@ class Settings:
     jwt_public_key: str = setting(str, "", "RS256 public key, PEM text or a file's path", env="JWT_PUBLIC_KEY")
     jwt_jwks_file: str = setting(str, "", "RS256 key set (JWKS), a file's path")
     jwt_issuer: str = setting(str, "", "required iss claim; empty accepts any")
-    jwt_audience: str = setting(str, "", "required aud claim; empty accepts none")
+    jwt_audience: str = setting(str, "", "required aud claim; empty asks for none")
     anonymous_permissions: frozenset[str] = setting(
         permissions,
         frozenset(),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from models.kernel.clients import key_is_valid
 from models.kernel.settings import variables
 from orchestrator_cli import leash, procfile, supervise, sweep
 from orchestrator_cli.demo import table
@@ -90,6 +91,25 @@ def test_help_names_the_commands() -> None:
     assert done.exit_code == 0
     assert "up" in done.output
     assert "migrate" in done.output
+
+
+def test_a_key_is_issued_and_revoked(database: str) -> None:
+    made = CliRunner().invoke(main, ["key", "reader", "--may", "read"])
+    assert made.exit_code == 0, made.output
+    issued = made.output.strip()
+    assert key_is_valid(issued)
+    assert CliRunner().invoke(main, ["revoke", issued.split("_")[1]]).exit_code == 0
+    assert not key_is_valid(issued)
+    assert CliRunner().invoke(main, ["revoke", "000000000000"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["key", "x"], ["key", "x", "--may", "fly"], ["key", "a b", "--may", "read"], ["revoke"]]
+)
+def test_a_key_that_makes_no_sense_is_refused_without_a_traceback(database: str, words: list[str]) -> None:
+    answer = CliRunner().invoke(main, words)
+    assert answer.exit_code != 0
+    assert answer.exception is None or isinstance(answer.exception, SystemExit)
 
 
 def test_every_setting_is_listed_with_what_it_means() -> None:
