@@ -94,9 +94,12 @@ def test_an_unknown_permission_is_refused_and_not_dropped(connection: Connection
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ada\n", "añna"])
-def test_the_database_refuses_a_name_that_makes_no_sense(connection: Connection, name: str) -> None:
-    with pytest.raises(IntegrityError, match="clients_name_check"):
+def test_a_name_that_makes_no_sense_is_refused_here_and_by_the_database(connection: Connection, name: str) -> None:
+    with pytest.raises(Invalid, match="name"):
         clients.create_client(connection, name, ["read"])
+    by_hand = text("INSERT INTO clients (name, permissions) VALUES (:name, '{read}')")
+    with pytest.raises(IntegrityError, match="clients_name_check"):
+        connection.execute(by_hand, {"name": name})
 
 
 def test_admin_implies_the_other_permissions() -> None:
