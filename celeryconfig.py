@@ -17,7 +17,7 @@ broker_transport_options = {
 }
 broker_pool_limit = 4
 
-task_queues = [Queue(name, exchange="", routing_key=name) for name in ("io", "cpu", "system")]
+task_queues = [Queue(name, exchange="", routing_key=name) for name in ("io", "cpu", "system", "hooks")]
 task_default_queue = "system"
 task_default_exchange = ""
 task_default_routing_key = "system"

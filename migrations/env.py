@@ -16,7 +16,8 @@ import models.kernel.tallies
 import models.tickets.robot_tables
 import models.tickets.tables  # noqa: F401 - each import adds its tables to the metadata
 from models.kernel.metadata import metadata
-from models.kernel.settings import postgres_url, settings
+from models.kernel.parsers import postgres_url
+from models.kernel.settings import settings
 
 MIGRATION_LOCK = 7_203_115
 

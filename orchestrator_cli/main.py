@@ -13,7 +13,8 @@ import click
 from sqlalchemy import Connection
 
 from models.kernel.errors import InvalidSettings, OrchestratorError
-from models.kernel.settings import PERMISSIONS, load, variables
+from models.kernel.parsers import PERMISSIONS
+from models.kernel.settings import load, variables
 from orchestrator_cli.errors import CannotStart
 
 WRONG_SETTINGS = 2

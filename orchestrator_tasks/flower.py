@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from models.kernel import logs
+from models.kernel.parsers import is_loopback
 from models.kernel.processes import Presence
-from models.kernel.settings import is_loopback, settings
+from models.kernel.settings import settings
 from orchestrator_tasks.app import app
 
 INSPECTIONS = 8

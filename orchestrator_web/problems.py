@@ -22,6 +22,8 @@ STATUSES: dict[type[errors.OrchestratorError], int] = {
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.TooMany: 429,
     errors.Unavailable: 503,
 }
 
@@ -33,9 +35,12 @@ TITLES = {
     405: "Method not allowed",
     408: "Request timeout",
     409: "Conflict",
+    410: "Gone",
     413: "Body too large",
     415: "Unsupported media type",
     422: "Invalid request",
+    426: "Upgrade required",
+    429: "Too many requests",
     500: "Internal error",
     503: "Unavailable",
 }
@@ -121,7 +126,7 @@ def of_orchestrator(error: errors.OrchestratorError) -> Response:
         members["errors"] = error.errors
     if isinstance(error, errors.IllegalTransition):
         members["state"] = error.state
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.TooMany):
         members |= {"retriable": True, "retry_after_ms": int(error.retry_after * 1000)}
     return problem(status, error.code, error.message, **members)
 

@@ -31,8 +31,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from models.kernel import ids
 from models.kernel.errors import Invalid
 from models.kernel.metadata import metadata
+from models.kernel.parsers import PERMISSIONS
 from models.kernel.session import transaction
-from models.kernel.settings import PERMISSIONS
 
 NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 KEY = re.compile(r"orc_([0-9a-f]{12})_([A-Za-z0-9_-]{32})")

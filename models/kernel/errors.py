@@ -9,6 +9,8 @@
     ├── Conflict            true now, perhaps not later
     │   ├── IllegalTransition   the machine has no such edge from the present state
     │   └── LeaseLost           the fence is no longer the live one
+    ├── Gone                it was here once, and is kept no longer
+    ├── TooMany             the caller asks for more than its share; come back after `retry_after` seconds
     └── Unavailable         not now; come back after `retry_after` seconds
 
 Every error has a stable `code` that a caller can act on; the web maps classes to
@@ -86,6 +88,22 @@ class LeaseLost(Conflict):
     """The fence is no longer the live one: another attempt, or none, owns the work."""
 
     code = "lease_lost"
+
+
+class Gone(OrchestratorError):
+    """It was here once, and is kept no longer."""
+
+    code = "gone"
+
+
+class TooMany(OrchestratorError):
+    """The caller asks for more than its share."""
+
+    code = "too_many"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after = retry_after
 
 
 class Unavailable(OrchestratorError):

@@ -10,109 +10,29 @@ from __future__ import annotations
 
 import difflib
 import functools
-import ipaddress
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from models.kernel.errors import InvalidSettings
+from models.kernel.parsers import (
+    Parser,
+    flag,
+    is_loopback,
+    number,
+    one_of,
+    permissions,
+    postgres_url,
+    url,
+    whole,
+    words,
+)
 
 PREFIX = "ORCHESTRATOR_"
-STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DEFAULT_HOME = Path(".orchestrator")
 SHORTEST_SECRET = 32  # bytes: RFC 7518, section 3.2
-PERMISSIONS = frozenset({"read", "write", "admin"})
-
-Parser = Callable[[str], Any]
-
-
-def whole(low: int, high: int) -> Parser:
-    """A whole number in [low, high]."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(f"must be between {low} and {high}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float) -> Parser:
-    """A decimal number in [low, high]."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise ValueError(f"must be between {low:g} and {high:g}")
-        return value
-
-    return parse
-
-
-def one_of(*choices: str) -> Parser:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def flag(text: str) -> bool:
-    lowered = text.lower()
-    if lowered not in {"1", "0", "true", "false", "yes", "no"}:
-        raise ValueError("must be true or false")
-    return lowered in {"1", "true", "yes"}
-
-
-def words(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split(",") if part.strip())
-
-
-def permissions(text: str) -> frozenset[str]:
-    found = words(text)
-    unknown = found - PERMISSIONS
-    if unknown:
-        raise ValueError(f"unknown permission {sorted(unknown)[0]!r}")
-    return found
-
-
-def url(*schemes: str) -> Parser:
-    def parse(text: str) -> str:
-        scheme, separator, _ = text.partition("://")
-        if not separator or scheme not in schemes:
-            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
-        return well_formed(text)
-
-    return parse
-
-
-def well_formed(text: str) -> str:
-    """A URL that every library behind it can take apart. Raises ValueError, quoting nothing of it."""
-    if STRAY_PERCENT.search(text):
-        raise ValueError("has a % that no two hexadecimal digits follow (write %25)")
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise ValueError("is no URL: look at its host and port") from None
-    if port == 0:
-        raise ValueError("names port 0")
-    return text
-
-
-def postgres_url(text: str) -> str:
-    """``postgres://`` and ``postgresql://`` both mean the psycopg2 driver here."""
-    for scheme in ("postgresql+psycopg2://", "postgresql://", "postgres://"):
-        if text.startswith(scheme):
-            well_formed(text)
-            return "postgresql+psycopg2://" + text.removeprefix(scheme)
-    raise ValueError("must start with postgresql://")
 
 
 def setting(parse: Parser, default: Any, help: str, env: str | None = None, *, secret: bool = False) -> Any:
@@ -148,10 +68,15 @@ class Settings:
     web_processes: int = setting(whole(1, 64), 2, "web processes behind the port")
     web_threads: int = setting(whole(2, 256), 8, "request threads in each web process")
     max_body_bytes: int = setting(whole(1024, 64 * 2**20), 2**20, "largest request body")
+    rate_limit: int = setting(whole(0, 10**6), 1000, "requests a second of one client; 0 means no limit")
+    cors_origins: frozenset[str] = setting(words, frozenset(), "origins whose pages may call the API")
+    hsts_seconds: int = setting(whole(0, 10**9), 0, "Strict-Transport-Security; 0 sends none (TLS ends elsewhere)")
+    stream_readers: int = setting(whole(1, 100_000), 2000, "open event streams in each web process")
+    stream_buffer: int = setting(whole(10, 100_000), 1000, "events a slow reader may be behind before it is cut off")
     metrics_public: bool = setting(flag, True, "whether GET /metrics needs no credential")
     process_roles: frozenset[str] = setting(
         words,
-        frozenset({"web", "dispatcher", "guardian", "io", "cpu", "beat", "flower"}),
+        frozenset({"web", "dispatcher", "guardian", "io", "system", "cpu", "beat", "flower"}),
         "process roles that /readyz waits for",
     )
 
@@ -182,27 +107,37 @@ class Settings:
     aging_seconds: float = setting(number(1, 86_400), 60.0, "wait after which a job may pass higher priorities")
     io_concurrency: int = setting(whole(1, 500), 20, "threads of the I/O worker")
     cpu_concurrency: int = setting(whole(1, 64), 2, "processes of the CPU worker")
+    system_concurrency: int = setting(whole(1, 500), 16, "threads of the system worker: schedules, webhooks, batches")
     ledger_partition_rows: int = setting(whole(1000, 10**9), 5_000_000, "ledger rows in one partition")
+    ledger_keep_days: int = setting(whole(0, 36_500), 0, "days that the ledger is kept; 0 keeps it for ever")
+    idempotency_hours: int = setting(whole(1, 8760), 24, "how long an Idempotency-Key is remembered")
 
     # tickets
-    driver: str = setting(one_of("sim", "http"), "sim", "what carries robot commands")
+    driver: str = setting(one_of("sim", "http", "mqtt"), "sim", "what carries robot commands")
     actuator_url: str = setting(url("http", "https"), "http://127.0.0.1:8001", "the actuator bus of the http driver")
     actuator_timeout: float = setting(number(0.05, 60), 2.0, "longest wait for one answer of the actuator bus")
+    mqtt_url: str = setting(url("mqtt", "mqtts"), "mqtt://127.0.0.1:1883", "the MQTT 5 broker of the mqtt driver")
+    mqtt_username: str = setting(str, "", "user at the MQTT broker")
+    mqtt_password: str = setting(str, "", "password at the MQTT broker", secret=True)
+    mqtt_ca_file: str = setting(str, "", "CA certificates for mqtts; empty means the system's")
+    mqtt_cert_file: str = setting(str, "", "our certificate for mqtts, where the broker asks for one")
+    mqtt_key_file: str = setting(str, "", "its private key")
+    mqtt_prefix: str = setting(str, "orchestrator", "first level of every MQTT topic")
     sim_time_scale: float = setting(number(0.01, 1000), 1.0, "simulated seconds in one real second")
+    estop_repeat_seconds: float = setting(number(0.02, 10), 0.2, "pace of repeated stops to a robot without fences")
     execute_expiry_seconds: int = setting(whole(1, 86_400), 300, "how long an accepted motion may wait to start")
+
+    # webhooks
+    webhook_timeout: float = setting(number(0.1, 120), 10.0, "longest wait for a receiver's answer")
+    webhook_attempts: int = setting(whole(1, 50), 8, "tries at one delivery")
+    webhook_disable_after: int = setting(whole(1, 10_000), 20, "failed deliveries in a row that disable a subscription")
+    webhook_allow_private: bool = setting(flag, False, "whether receivers may live at private or loopback addresses")
 
     def __post_init__(self) -> None:
         if self.anonymous_permissions and not is_loopback(self.host):
             raise ValueError("ANONYMOUS_PERMISSIONS is only allowed while ORCHESTRATOR_HOST is a loopback address")
         if self.jwt_secret_key and len(self.jwt_secret_key.encode()) < SHORTEST_SECRET:
             raise ValueError("JWT_SECRET_KEY must have at least 32 bytes")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def variable_of(item: Any) -> str:

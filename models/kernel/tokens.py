@@ -18,7 +18,8 @@ from sqlalchemy import Connection
 
 from models.kernel.clients import Client, find_client, is_disabled
 from models.kernel.errors import Unauthenticated
-from models.kernel.settings import PERMISSIONS, settings
+from models.kernel.parsers import PERMISSIONS
+from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
 

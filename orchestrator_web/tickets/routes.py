@@ -16,6 +16,7 @@ from models.tickets import operations, queries, telemetry
 from models.tickets.states import TICKET
 from orchestrator_web import hints, paging
 from orchestrator_web.auth import public, requires
+from orchestrator_web.idempotency import after_commit, creating
 from orchestrator_web.json import dumps
 from orchestrator_web.outcomes import awaiting
 from orchestrator_web.parsing import StrictParser
@@ -64,11 +65,11 @@ def get_health() -> Response:
 @blueprint.arguments(schemas.TicketCreateRequest())
 @blueprint.response(201, schemas.TicketSchema)
 @requires("write")
-def create_ticket(draft: dict[str, Any]) -> Response:
+@creating
+def create_ticket(connection: Any, draft: dict[str, Any]) -> Response:
     """Create a ticket. Unsafe parameters are accepted here and refused at execution."""
     draft["timeout_seconds"] = draft["timeout_seconds"] or schemas.DEFAULT_TIMEOUT_SECONDS
-    with statement() as connection:
-        row = operations.create_tickets(connection, [draft], g.caller)[0]
+    row = operations.create_tickets(connection, [draft], g.caller)[0]
     g.subject = (TICKET.kind, row["id"])
     made = answer(answers.ticket(row), 201)
     made.headers["Location"] = f"/ticket/{row['id']}"
@@ -92,18 +93,18 @@ def get_ticket(ticket_id: str) -> Response:
 @blueprint.alt_response(409, success=False)
 @blueprint.doc(parameters=[PREFER])
 @requires("write")
-def execute_ticket(wanted: dict[str, Any]) -> Response:
+@creating
+def execute_ticket(connection: Any, wanted: dict[str, Any]) -> Response:
     """Carry a ticket out and answer with its outcome; `Prefer: respond-async` answers at once with 202."""
     ticket_id = known_form(wanted["ticket_id"])
-    with statement() as connection:
-        row = operations.accept_execution(
-            connection,
-            ticket_id,
-            expires_in_seconds=wanted["expires_in_seconds"],
-            force=wanted["force"],
-            caller=g.caller,
-        )
-    hints.work_is_owed()
+    row = operations.accept_execution(
+        connection,
+        ticket_id,
+        expires_in_seconds=wanted["expires_in_seconds"],
+        force=wanted["force"],
+        caller=g.caller,
+    )
+    after_commit(hints.work_is_owed)
     accepted = answer(answers.accepted(row), 202)
     accepted.headers["Location"] = f"/ticket/{ticket_id}"
     if prefers_async():

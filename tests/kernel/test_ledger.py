@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from models.kernel import clock
 from models.kernel.horizon import find_horizon
 from models.kernel.ledger import PARTITIONS_AHEAD, count_partitions_ahead, list_history, make_partitions, note
+from models.kernel.parsers import postgres_url
 from models.kernel.session import statement, transaction
-from models.kernel.settings import postgres_url
 from models.kernel.tallies import count_states, read_tallies, roll_tallies
 from tests.conftest import named, on_server
 from tests.kernel import parcel

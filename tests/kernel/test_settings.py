@@ -31,7 +31,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
 
 
 def test_each_wrong_value_is_one_line() -> None:
-    lines = refusal(PORT="0", ORCHESTRATOR_LEASE_SECONDS="long", ORCHESTRATOR_DRIVER="mqtt", ORCHESTRATOR_TYPO="1")
+    lines = refusal(PORT="0", ORCHESTRATOR_LEASE_SECONDS="long", ORCHESTRATOR_DRIVER="coap", ORCHESTRATOR_TYPO="1")
     assert len(lines) == 4
     for name in ("PORT", "ORCHESTRATOR_LEASE_SECONDS", "ORCHESTRATOR_DRIVER", "ORCHESTRATOR_TYPO"):
         assert sum(line.startswith(name) for line in lines) == 1

@@ -13,7 +13,7 @@ from alembic import command
 from sqlalchemy import create_engine, text
 
 from models.kernel.metadata import metadata
-from models.kernel.settings import postgres_url
+from models.kernel.parsers import postgres_url
 from orchestrator_cli import migrate
 from orchestrator_cli.errors import CannotStart
 from tests.conftest import named, on_server

@@ -1,0 +1,26 @@
+"""Idempotency keys, and what clients may ask for."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+UP = """
+SELECT 1
+"""
+
+DOWN = """
+SELECT 1
+"""
+
+
+def upgrade() -> None:
+    op.get_bind().exec_driver_sql(UP.replace("%", "%%"))
+
+
+def downgrade() -> None:
+    op.get_bind().exec_driver_sql(DOWN)

@@ -1,0 +1,106 @@
+"""How the text of a setting becomes its value; each parser raises ValueError, saying what would be right."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+PERMISSIONS = frozenset({"read", "write", "admin"})
+STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+Parser = Callable[[str], Any]
+
+
+def whole(low: int, high: int) -> Parser:
+    """A whole number in [low, high]."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Parser:
+    """A decimal number in [low, high]."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def one_of(*choices: str) -> Parser:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in {"1", "0", "true", "false", "yes", "no"}:
+        raise ValueError("must be true or false")
+    return lowered in {"1", "true", "yes"}
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
+
+
+def permissions(text: str) -> frozenset[str]:
+    found = words(text)
+    unknown = found - PERMISSIONS
+    if unknown:
+        raise ValueError(f"unknown permission {sorted(unknown)[0]!r}")
+    return found
+
+
+def url(*schemes: str) -> Parser:
+    def parse(text: str) -> str:
+        scheme, separator, _ = text.partition("://")
+        if not separator or scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
+        return well_formed(text)
+
+    return parse
+
+
+def well_formed(text: str) -> str:
+    """A URL that every library behind it can take apart. Raises ValueError, quoting nothing of it."""
+    if STRAY_PERCENT.search(text):
+        raise ValueError("has a % that no two hexadecimal digits follow (write %25)")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError("is no URL: look at its host and port") from None
+    if port == 0:
+        raise ValueError("names port 0")
+    return text
+
+
+def postgres_url(text: str) -> str:
+    """``postgres://`` and ``postgresql://`` both mean the psycopg2 driver here."""
+    for scheme in ("postgresql+psycopg2://", "postgresql://", "postgres://"):
+        if text.startswith(scheme):
+            well_formed(text)
+            return "postgresql+psycopg2://" + text.removeprefix(scheme)
+    raise ValueError("must start with postgresql://")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
