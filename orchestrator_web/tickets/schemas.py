@@ -34,10 +34,10 @@ class StrictBoolean(fields.Boolean):
 
 
 class StrictInteger(fields.Integer):
-    """A JSON integer: neither a boolean, nor a text, nor 1.5."""
+    """An integer as JSON Schema means it: 3 and 3.0, but neither a boolean, nor a text, nor 1.5."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kwargs)
 

@@ -47,10 +47,10 @@ READY = "Ctrl-C stops everything"
 class Running:
     """One `orchestrator up` on a home of its own; it may be stopped and started again."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         self.members = home / "run" / "members"
-        self.environment = environment(home, **SETTINGS)
+        self.environment = environment(home, **SETTINGS, **settings)
         self.url = f"http://127.0.0.1:{self.environment['PORT']}"
         self.flower = f"http://127.0.0.1:{self.environment['FLOWER_PORT']}"
         self.said = home.with_suffix(".said")

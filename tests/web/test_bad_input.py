@@ -101,7 +101,7 @@ WRONG_TICKETS: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         ({"command": "scan", "timeout_seconds": value}, "/timeout_seconds")
-        for value in (0, -1, 3601, 1.5, 1.0, True, False, "300", "", [], {}, 2**31, 2**63, -(2**63), 10**30, 1e300)
+        for value in (0, -1, 3601, 1.5, True, False, "300", "", [], {}, 2**31, 2**63, -(2**63), 10**30, 1e300)
     ),
     *(
         ({"command": "scan", "target": value}, "/target")

@@ -207,3 +207,7 @@ def test_the_total_counts_what_the_filter_leaves_before_paging(api: Api) -> None
         page = api.get(f"/tickets?{query}&limit=1").get_json()
         assert (page["total"], len(page["tickets"])) == (total, min(total, 1)), query
         assert page["total_is_estimate"] is False
+
+
+def test_a_whole_number_may_be_spelled_with_a_point(api: Api) -> None:
+    assert api.create(command="scan", timeout_seconds=5.0)["timeout_seconds"] == 5
