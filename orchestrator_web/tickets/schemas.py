@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from marshmallow import EXCLUDE, RAISE, Schema, fields, validate
 
 from models.kernel.settings import settings
 from models.tickets.states import TICKET
 from models.tickets.tables import DEFAULT_TARGET, MAX_TIMEOUT_SECONDS, PRIORITIES
+from orchestrator_web.fields import Json, QueryInteger, StrictBoolean, StrictInteger
 
 LONGEST_COMMAND = 256
 DEFAULT_TIMEOUT_SECONDS = 300
@@ -17,42 +15,7 @@ LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
 DEEPEST_OFFSET = 10_000
 # The end is spelled so that Python and JSON Schema (ECMA-262) mean the same by it.
 TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}(?![\s\S])", error="must be 1 to 64 letters, digits or . _ : -")
-DIGITS = re.compile(r"-?[0-9]{1,9}")
 STATES = tuple(TICKET.edges)
-
-
-class StrictBoolean(fields.Boolean):
-    """true or false, and nothing that merely looks like it."""
-
-    truthy = {True}  # noqa: RUF012
-    falsy = {False}  # noqa: RUF012
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
-        return value
-
-
-class StrictInteger(fields.Integer):
-    """An integer as JSON Schema means it: 3 and 3.0, but neither a boolean, nor a text, nor 1.5."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise self.make_error("invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-class QueryInteger(fields.Integer):
-    """A query parameter of plain digits: int() would also take 1_0, +5 and the digits of other scripts."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not DIGITS.fullmatch(value):
-            raise self.make_error("invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-class Json(fields.Dict):
-    """A JSON object of any content."""
 
 
 class TicketCreateRequest(Schema):
