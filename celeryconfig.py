@@ -44,17 +44,15 @@ worker_enable_remote_control = True
 worker_soft_shutdown_timeout = 0  # the workers' own keeper ends what is running, see orchestrator_tasks/keeper.py
 worker_cancel_long_running_tasks_on_connection_loss = False
 
-# What happens every so often. The row of each in `schedules` decides whether a tick fires.
+# What happens every so often: seconds from one due time to the next. The rows of `schedules` decide what a tick runs.
 SCHEDULES = {"tallies": 5.0, "partitions": 60.0, "housekeeping": 600.0}
-LONGEST_TICK = 30.0
-beat_scheduler = "celery.beat:Scheduler"  # in memory: due times live in Postgres
-beat_max_loop_interval = 5
+beat_scheduler = "orchestrator_tasks.beat:BoundedScheduler"
+beat_max_loop_interval = 1
+# A tick that waited for long says nothing that a later one does not. The margin is for clocks that differ.
 beat_schedule = {
-    name: {
+    "tick": {
         "task": "schedules.tick",
-        "schedule": min(pace, LONGEST_TICK),  # a beat that restarts must not begin its count anew
-        "kwargs": {"name": name},
-        "options": {"queue": "system", "expires": 30.0},
+        "schedule": 1.0,
+        "options": {"queue": "system", "priority": 0, "expires": 30.0},
     }
-    for name, pace in SCHEDULES.items()
 }

@@ -10,6 +10,7 @@ from celery import Celery, signals
 
 import celeryconfig
 from models.kernel import logs
+from models.kernel.errors import OrchestratorError
 from models.kernel.processes import Presence
 from models.kernel.schedules import declare
 from models.kernel.session import statement
@@ -29,7 +30,7 @@ def role_of(hostname: str) -> str:
 @signals.setup_logging.connect
 def log_as_json(**_: Any) -> None:
     logs.configure(next((word for word in ("worker", "beat", "flower") if word in sys.argv), "celery"))
-    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # our own lines say the same, with the ticket's id
 
 
@@ -51,6 +52,10 @@ def worker_ends(**_: Any) -> None:
 
 @signals.beat_init.connect
 def beat_starts(**_: Any) -> None:
-    with statement() as connection:
-        declare(connection, celeryconfig.SCHEDULES)
+    """Without a database there is nothing to tick for: end, and be started again."""
+    try:
+        with statement() as connection:
+            declare(connection, celeryconfig.SCHEDULES)
+    except OrchestratorError as error:
+        raise SystemExit(error.message) from None
     presences.append(Presence("beat").start())

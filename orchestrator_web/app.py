@@ -16,6 +16,7 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import auth, docs, health, parsing, problems
 from orchestrator_web.json import StrictJson
+from orchestrator_web.kernel import clients, scheduler
 from orchestrator_web.metrics import REQUESTS
 from orchestrator_web.tickets import routes as tickets
 
@@ -59,6 +60,8 @@ def create_app() -> Flask:
     api = Api(app)
     problems.register(app)  # after Api, which brings error handlers of its own
     api.register_blueprint(tickets.blueprint)
+    api.register_blueprint(scheduler.blueprint)
+    api.register_blueprint(clients.blueprint)
     app.register_blueprint(health.blueprint)
     docs.register(app, api)
     auth.check_every_view(app)
