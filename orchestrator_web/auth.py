@@ -2,7 +2,7 @@
 
 A view says `@requires("write")` or `@public`; an application with a view that says
 neither does not start. A credential is looked up at most once in CACHE_SECONDS, so a
-revocation holds everywhere within that time.
+revocation holds everywhere within that time. Whoever guesses is stopped by `guesses`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from models.kernel.errors import Forbidden, Unauthenticated
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.tokens import client_of_token
+from orchestrator_web import guesses, ratelimit
 from orchestrator_web.metrics import UNAUTHENTICATED
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def authorize(app: Flask) -> None:
     if permission == "":
         return
     g.caller = caller = caller_of_request()
+    ratelimit.count_request(caller)
     if permission is None or not caller.may(permission):
         raise Forbidden(f"This needs the permission {permission}", code="permission_missing")
 
@@ -81,11 +83,14 @@ def caller_of_request() -> Caller:
         if allowed:
             return Caller("anonymous", "default", allowed, g.correlation_id)
         raise refused("Send Authorization: Bearer <API key or JWT>", "credential_missing")
+    if guesses.guessers and name_of(credential) not in cache:
+        guesses.refuse_guessers(request.remote_addr or "")
     try:
         client = client_of(credential)
     except Unauthenticated as error:
+        guesses.count_guess(request.remote_addr or "")
         raise refused(error.message, error.code) from None
-    return Caller(client.name, client.tenant, client.permissions, g.correlation_id)
+    return Caller(client.name, client.tenant, client.permissions, g.correlation_id, client.rate_limit)
 
 
 def refused(message: str, code: str) -> Unauthenticated:
@@ -108,15 +113,24 @@ def client_of(credential: str) -> Client:
     """The client that a credential proves, from the cache if it was proved a moment ago."""
     if len(credential) > LONGEST_CREDENTIAL:
         raise Unauthenticated("Could not validate credentials", code="credential_invalid")
-    name = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
+    name = name_of(credential)
     known = cache.get(name)
     if known is not None and known[0] > clock.monotonic():
         return known[1]
-    client = prove(credential)
+    try:
+        client = prove(credential)
+    except Unauthenticated:
+        cache.pop(name, None)
+        raise
     if len(cache) >= CACHE_SIZE:
         cache.clear()
     cache[name] = (clock.monotonic() + CACHE_SECONDS, client)
     return client
+
+
+def name_of(credential: str) -> bytes:
+    """What a credential is called in the cache, which holds no secret."""
+    return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
 
 
 def prove(credential: str) -> Client:
@@ -134,3 +148,4 @@ def prove(credential: str) -> Client:
 
 def register(app: Flask) -> None:
     app.before_request(functools.partial(authorize, app))
+    app.after_request(ratelimit.tell)

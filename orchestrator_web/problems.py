@@ -126,7 +126,7 @@ def of_orchestrator(error: errors.OrchestratorError) -> Response:
         members["errors"] = error.errors
     if isinstance(error, errors.IllegalTransition):
         members["state"] = error.state
-    if isinstance(error, errors.Unavailable | errors.TooMany):
+    if isinstance(error, errors.Unavailable | errors.TooMany | errors.InProgress):
         members |= {"retriable": True, "retry_after_ms": int(error.retry_after * 1000)}
     return problem(status, error.code, error.message, **members)
 

@@ -8,6 +8,7 @@
     ├── NotFound            no such thing
     ├── Conflict            true now, perhaps not later
     │   ├── IllegalTransition   the machine has no such edge from the present state
+    │   ├── InProgress          the same request is being carried out; come back after `retry_after` seconds
     │   └── LeaseLost           the fence is no longer the live one
     ├── Gone                it was here once, and is kept no longer
     ├── TooMany             the caller asks for more than its share; come back after `retry_after` seconds
@@ -88,6 +89,13 @@ class LeaseLost(Conflict):
     """The fence is no longer the live one: another attempt, or none, owns the work."""
 
     code = "lease_lost"
+
+
+class InProgress(Conflict):
+    """The same request is being carried out at this moment."""
+
+    code = "in_progress"
+    retry_after = 1.0
 
 
 class Gone(OrchestratorError):

@@ -37,7 +37,7 @@ def client_of_token(connection: Connection, token: str) -> Client:
     granted = permissions_of(claims)
     known = find_client(connection, name)
     if known is not None:
-        return Client(name, known.tenant, effective(granted, known.permissions))
+        return Client(name, known.tenant, effective(granted, known.permissions), known.rate_limit)
     if is_disabled(connection, name):
         raise Unauthenticated("The token's client is disabled", code="token_invalid")
     return Client(name, "default", granted)
