@@ -35,13 +35,14 @@ class WorkerProcess:
 
     ready_prompt = "ready."
 
-    def __init__(self, queue: str, log: Path, environment: dict[str, str]) -> None:
-        self.queue, self.log, self.environment = queue, log, environment
+    def __init__(self, queue: str, log: Path, environment: dict[str, str], *words: str) -> None:
+        self.queue, self.log, self.environment, self.words = queue, log, environment, words
         self.id = self.name = queue
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> WorkerProcess:
         words = ["--pool", "threads", "--concurrency", "2", "--queues", self.queue, "--hostname", f"{self.queue}@%h"]
+        words += self.words
         command = [sys.executable, "-m", "celery", "--app", "orchestrator_tasks.app", "worker", *words]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
