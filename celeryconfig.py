@@ -27,7 +27,12 @@ task_store_errors_even_if_ignored = False
 task_acks_late = False
 task_reject_on_worker_lost = False
 
-imports = ("orchestrator_tasks.tickets.tasks", "orchestrator_tasks.schedules")
+imports = (
+    "orchestrator_tasks.tickets.tasks",
+    "orchestrator_tasks.kernel.bulk",
+    "orchestrator_tasks.kernel.webhooks",
+    "orchestrator_tasks.schedules",
+)
 
 accept_content = ["json"]
 task_serializer = "json"

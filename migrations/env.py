@@ -5,14 +5,18 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine, text
 
+import models.kernel.bulk_moves
 import models.kernel.clients
 import models.kernel.dead_letters
+import models.kernel.idempotency
 import models.kernel.installation
 import models.kernel.jobs
+import models.kernel.latch
 import models.kernel.ledger
 import models.kernel.processes
 import models.kernel.schedules
 import models.kernel.tallies
+import models.kernel.webhook_tables
 import models.tickets.robot_tables
 import models.tickets.tables  # noqa: F401 - each import adds its tables to the metadata
 from models.kernel.metadata import metadata

@@ -16,9 +16,11 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import auth, docs, health, parsing, problems
 from orchestrator_web.json import StrictJson
-from orchestrator_web.kernel import clients, scheduler
+from orchestrator_web.kernel import clients, dead_letters, operations, scheduler, webhooks
 from orchestrator_web.metrics import REQUESTS
+from orchestrator_web.tickets import batches, estop
 from orchestrator_web.tickets import routes as tickets
+from orchestrator_web.tickets import streams
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,14 @@ def create_app() -> Flask:
     api = Api(app)
     problems.register(app)  # after Api, which brings error handlers of its own
     api.register_blueprint(tickets.blueprint)
+    api.register_blueprint(streams.blueprint)
+    api.register_blueprint(batches.blueprint)
+    api.register_blueprint(operations.blueprint)
+    api.register_blueprint(dead_letters.blueprint)
+    api.register_blueprint(estop.blueprint)
     api.register_blueprint(scheduler.blueprint)
     api.register_blueprint(clients.blueprint)
+    api.register_blueprint(webhooks.blueprint)
     app.register_blueprint(health.blueprint)
     docs.register(app, api)
     auth.check_every_view(app)

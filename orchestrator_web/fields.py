@@ -40,5 +40,14 @@ class QueryInteger(fields.Integer):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
+class BoundedList(fields.List):
+    """A list whose own checks come before its items': of a million wrong ones none needs to be looked at."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list):
+            self._validate(value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class Json(fields.Dict):
     """A JSON object of any content."""

@@ -53,6 +53,7 @@ PROBLEM_JSON = "application/problem+json"
 class FieldError(Schema):
     pointer = fields.String(required=True, metadata={"description": "JSON Pointer (RFC 6901) to the field"})
     detail = fields.String(required=True)
+    index = fields.Integer(metadata={"description": "of the item of a list that it is in"})
 
 
 class Problem(Schema):

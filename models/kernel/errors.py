@@ -46,7 +46,7 @@ class Invalid(OrchestratorError):
 
     code = "invalid"
 
-    def __init__(self, message: str, errors: list[dict[str, str]] | None = None, **facts: Any) -> None:
+    def __init__(self, message: str, errors: list[dict[str, Any]] | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.errors = errors or []
 

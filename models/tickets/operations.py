@@ -12,11 +12,14 @@ from sqlalchemy import Connection, func, select
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost
 from models.kernel.jobs import Held
+from models.kernel.latch import find_latch
 from models.kernel.ledger import note
 from models.kernel.transition import Rows
 from models.tickets import events, transitions
-from models.tickets.queries import get_ticket, list_moving_tickets
+from models.tickets.queries import Row, emergency_text, get_ticket, list_moving_tickets
 from models.tickets.states import TERMINAL, TICKET
+from models.tickets.stops import release_robot
+from models.tickets.tables import EVERYTHING
 
 LOST = "The worker fell silent while the command was being carried out; whether the robot moved is unknown"
 EXPIRED = "The command could not start in time and has expired"
@@ -65,7 +68,8 @@ def accept_execution(
 ) -> Mapping[str, Any]:
     """Set a ticket going: it is queued, and a worker owes its execution.
 
-    Raises NotFound; IllegalTransition when it is going already, or ended and not forced.
+    Raises NotFound; IllegalTransition when it is going already, or ended and not forced; Conflict
+    (`emergency_stop`) while its robot is stopped: the ticket then stays as it was.
     """
     act = transitions.ACCEPT_FORCED if force else transitions.ACCEPT
     row = {
@@ -79,13 +83,28 @@ def accept_execution(
             if moved[0]["command"] in transitions.STOPPING:
                 connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))
             return moved[0]
-        state = get_ticket(connection, ticket_id)["state"]
+        ticket = get_ticket(connection, ticket_id)
+        state = ticket["state"]
         if state not in act.sources:
-            break  # else it has become possible meanwhile: try again
+            break
+        refuse_stopped(connection, ticket)
+        # else it has become possible meanwhile: try again
+    raise refusal_of(state)
+
+
+def refusal_of(state: str) -> IllegalTransition:
+    """Why a ticket in this state is not set going."""
     if state in TERMINAL:
         text = f"Ticket already in terminal state: {state}. Use force=true to re-execute."
-        raise IllegalTransition(text, state=state, code="ticket_terminal")
-    raise IllegalTransition(f"Ticket is already {state}", state=state, code=f"ticket_{state}")
+        return IllegalTransition(text, state=state, code="ticket_terminal")
+    return IllegalTransition(f"Ticket is already {state}", state=state, code=f"ticket_{state}")
+
+
+def refuse_stopped(connection: Connection, ticket: Row) -> None:
+    """Raises Conflict when an e-stop keeps this ticket from starting."""
+    latch = find_latch(connection, EVERYTHING, ticket["target"])
+    if latch is not None and ticket["command"] not in transitions.STOPPING:
+        raise Conflict(emergency_text(latch["scope"], latch["reason"]), code=transitions.EMERGENCY_STOP)
 
 
 def take_ticket(connection: Connection, job_id: int, worker: str) -> Attempt | None:
@@ -126,15 +145,26 @@ def settle_ticket(connection: Connection, attempt: Attempt, outcome: Outcome, wo
         actor=worker,
         correlation_id=attempt.correlation_id,
         reason="lease_lost",
-        body={"ticket_id": attempt.ticket_id, "execution": attempt.execution, **held, **end},
+        body={
+            "ticket_id": attempt.ticket_id,
+            "command": attempt.command,
+            "target": attempt.target,
+            "execution": attempt.execution,
+            **held,
+            **end,
+        },
     )
+    release_robot(connection, attempt.ticket_id, attempt.execution)
     raise LeaseLost(f"The attempt under fence {attempt.fence} no longer owns {attempt.ticket_id}")
 
 
 def release_ticket(connection: Connection, attempt: Attempt, worker: str) -> bool:
     """Give an attempt back that never reached the driver; it will be taken again. False when the lease was lost."""
     held = {"job_id": attempt.job_id, "fence": attempt.fence}
-    return bool(transitions.RELEASE(connection, [held], actor=worker, reason="released"))
+    if transitions.RELEASE(connection, [held], actor=worker, reason="released"):
+        return True
+    release_robot(connection, attempt.ticket_id, attempt.execution)
+    return False
 
 
 def cancel_ticket(connection: Connection, ticket_id: str, caller: Caller) -> Mapping[str, Any]:

@@ -10,13 +10,14 @@ from celery import current_task
 from models.kernel import clock
 from models.kernel.backlog import park_job
 from models.kernel.errors import Conflict, LeaseLost, Unavailable
-from models.kernel.jobs import Work, is_live, register
+from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.transition import LaneBusy
-from models.tickets import operations, safety, transitions
+from models.kernel.webhook_feed import register_source
+from models.tickets import batches, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
-from models.tickets.queries import find_pending_stop
+from models.tickets.queries import find_clearance
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
@@ -39,6 +40,9 @@ register(
         expired=operations.expire_tickets,
     )
 )
+batches.register_acts()
+
+register_source(transitions.SUBJECT, "command", "target")
 
 
 @app.task(name=transitions.TASK)
@@ -97,8 +101,9 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
         not_after=attempt.not_after,
     )
     try:
-        if not wait_until_clear(attempt, interrupt):
-            return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
+        held_back = wait_until_clear(attempt, interrupt)
+        if held_back is not None:
+            return held_back
         return Outcome(COMPLETED, result=driver().carry_out(command, interrupt))
     except Interrupted as error:
         return interrupted(attempt, error)
@@ -110,18 +115,22 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
         return Outcome(FAILED, error=text, error_code=transitions.OUTCOME_UNKNOWN)
 
 
-def wait_until_clear(attempt: Attempt, interrupt: Interrupt) -> bool:
-    """Whether the attempt may go to the driver: still live, and its robot owed no stop. Raises Interrupted.
+def wait_until_clear(attempt: Attempt, interrupt: Interrupt) -> Outcome | None:
+    """None once the attempt may go to the driver, else how it ends instead. Raises Interrupted.
 
     Read in a statement of its own, after the take committed: what was revoked meanwhile must not reach the
-    driver. A motion waits until the stop of the one before it was taken, or that stop would hit it.
+    driver, and the take may have begun before an e-stop. A motion waits until the stop of the one before it was
+    taken, or that stop would hit it.
     """
     while True:
         with statement() as connection:
-            if not is_live(connection, attempt.job_id, attempt.fence):
-                return False
-            if attempt.command not in transitions.MOVING or find_pending_stop(connection, attempt.target) is None:
-                return True
+            clearance = find_clearance(connection, attempt.job_id, attempt.fence, attempt.target)
+        if clearance is None:
+            return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
+        if clearance.emergency and attempt.command not in transitions.STOPPING:
+            return Outcome(FAILED, error=clearance.emergency, error_code=transitions.EMERGENCY_STOP)
+        if attempt.command not in transitions.MOVING or not clearance.stop_owed:
+            return None
         if reason := interrupt.wait(PENDING_STOP_PACE):
             raise Interrupted(reason)
 

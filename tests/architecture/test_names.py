@@ -22,8 +22,19 @@ ROLES = {
     "orchestrator_tasks": {"tasks", "drivers"},
 }
 HEARTS = {
-    "models/tickets": {"contracts", "motions", "robot_tables", "robots", "room", "safety", "stops", "telemetry"},
-    "orchestrator_web/tickets": {"answers"},
+    "models/tickets": {
+        "batches",
+        "contracts",
+        "estop",
+        "motions",
+        "robot_tables",
+        "robots",
+        "room",
+        "safety",
+        "stops",
+        "telemetry",
+    },
+    "orchestrator_web/tickets": {"answers", "batches", "estop"},
 }
 """A domain's files of its own beside the roles; each new name is a decision."""
 

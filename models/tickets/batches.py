@@ -1,0 +1,133 @@
+"""What may be done to many tickets at once: executing, cancelling, replaying, by ids or by filter.
+
+Executing takes pending tickets. Replaying takes tickets that have ended: a filter finds the
+failed and the cancelled, and only who names a completed ticket by its id runs it again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select, tuple_, union_all
+
+from models.kernel import bulk, bulk_acts, bulk_moves, dead_letters
+from models.kernel.bulk_acts import Act, Order, Outcome, Page
+from models.kernel.clients import Caller
+from models.kernel.settings import settings
+from models.kernel.transition import Rows, Transition
+from models.tickets import transitions
+from models.tickets.operations import CONTENDED_TRIES, refusal_of
+from models.tickets.queries import matching
+from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL
+from models.tickets.tables import tickets
+
+EXECUTE, CANCEL, REPLAY = "tickets.execute", "tickets.cancel", "tickets.replay"
+FOUND_BY_FILTER = {EXECUTE: (PENDING,), CANCEL: (PENDING, QUEUED, EXECUTING), REPLAY: (FAILED, CANCELLED)}
+
+COLUMNS = {"status": "state"}
+
+AGAIN = transitions.accepting(TERMINAL)
+AGAIN_UNLESS_COMPLETED = transitions.accepting(frozenset(FOUND_BY_FILTER[REPLAY]))
+
+
+def execute_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
+    return accept_many(connection, transitions.ACCEPT, ticket_ids, order.caller, order.seconds_left)
+
+
+def replay_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
+    act = AGAIN if order.named else AGAIN_UNLESS_COMPLETED
+    return accept_many(connection, act, ticket_ids, order.caller, order.seconds_left)
+
+
+def replay_dead(connection: Connection, ticket_ids: Sequence[str], caller: Caller) -> Mapping[str, str]:
+    """Set tickets going again that left dead letters; one that has completed since stays as it is."""
+    expiry = settings().execute_expiry_seconds
+    return accept_many(connection, AGAIN_UNLESS_COMPLETED, ticket_ids, caller, expiry).refused
+
+
+def accept_many(
+    connection: Connection, act: Transition, ticket_ids: Sequence[str], caller: Caller, seconds_left: float
+) -> Outcome:
+    given = {"expires_in_seconds": seconds_left, "correlation_id": caller.correlation_id}
+    rows = [{"id": ticket_id, **given} for ticket_id in ticket_ids]
+    moved = act(connection, rows, actor=caller.name, correlation_id=caller.correlation_id)
+    if any(row["command"] in transitions.STOPPING for row in moved):
+        connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))
+    refused = why_not(connection, set(ticket_ids) - {row["id"] for row in moved})
+    return Outcome(len(moved), refused)
+
+
+def cancel_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
+    """Cancel what has not ended; what changes meanwhile is looked at again."""
+    moved: Rows = []
+    left = set(ticket_ids)
+    for _ in range(CONTENDED_TRIES):
+        going = select(tickets.c.id, tickets.c.revision).where(
+            tickets.c.id.in_(sorted(left)), tickets.c.state.not_in(sorted(TERMINAL))
+        )
+        verdict = {"error": f"Cancelled by {order.caller.name}", "error_code": "cancelled"}
+        rows = [{**seen, **verdict} for seen in connection.execute(going).mappings()]
+        if not rows:
+            break
+        now = transitions.CANCEL(connection, rows, actor=order.caller.name, correlation_id=order.caller.correlation_id)
+        moved += now
+        left -= {row["id"] for row in now}
+    return Outcome(len(moved), why_not(connection, left), ended=[row["id"] for row in moved])
+
+
+def why_not(connection: Connection, ticket_ids: set[str]) -> dict[str, str]:
+    """The code of each of these that was left as it is, read in a statement of its own."""
+    if not ticket_ids:
+        return {}
+    present = select(tickets.c.id, tickets.c.state).where(tickets.c.id.in_(sorted(ticket_ids)))
+    codes = {row.id: refusal_of(row.state).code for row in connection.execute(present)}
+    return {ticket_id: codes.get(ticket_id, "ticket_not_found") for ticket_id in sorted(ticket_ids)}
+
+
+def list_next(
+    connection: Connection,
+    filters: Mapping[str, Any],
+    until: datetime,
+    position: Any,
+    limit: int,
+    *,
+    states: Sequence[str],
+) -> Page:
+    """The next tickets, oldest first, that match the filters, existed then and are in one of these states.
+
+    One state at a time runs along its index, so that a few failed ones are found among millions that completed.
+    """
+    exact = {name: value for name, value in filters.items() if name in tickets.c}
+    states = [exact.pop("state")] if "state" in exact else states
+    wanted = [matching(exact), tickets.c.created_at <= until]
+    if "created_before" in filters:
+        wanted.append(tickets.c.created_at < datetime.fromisoformat(filters["created_before"]))
+    if "created_after" in filters:
+        wanted.append(tickets.c.created_at > datetime.fromisoformat(filters["created_after"]))
+    if position is not None:
+        behind = (datetime.fromisoformat(position[0]), position[1])
+        wanted.append(tuple_(tickets.c.created_at, tickets.c.id) > behind)
+    oldest = (tickets.c.created_at, tickets.c.id)
+    parts = [
+        select(*oldest).where(*wanted, tickets.c.state == state).order_by(*oldest).limit(limit).subquery()
+        for state in states
+    ]
+    every = union_all(*(select(part) for part in parts)).subquery()
+    rows = connection.execute(select(every).order_by(every.c.created_at, every.c.id).limit(limit)).all()
+    return Page([row.id for row in rows], [rows[-1].created_at.isoformat(), rows[-1].id] if rows else position)
+
+
+ACTS = [
+    Act(name, carry_out, functools.partial(list_next, states=FOUND_BY_FILTER[name]))
+    for name, carry_out in ((EXECUTE, execute_many), (CANCEL, cancel_many), (REPLAY, replay_many))
+]
+
+
+def register_acts() -> None:
+    """Make these acts, and the replay of what died, known to this process."""
+    bulk_acts.register(*ACTS)
+    dead_letters.register_replay(transitions.TASK, replay_dead)
+    dead_letters.register_replay(bulk_moves.TASK, bulk.resume_operations)
