@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PERMISSIONS = frozenset({"read", "write", "admin"})
+TOPIC_LEVEL = re.compile(r"[A-Za-z0-9._:-]+", re.ASCII)
+LONGEST_TOPIC = 200
 STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 Parser = Callable[[str], Any]
@@ -76,6 +78,21 @@ def url(*schemes: str) -> Parser:
     return parse
 
 
+def mqtt_url(text: str) -> str:
+    """A broker's address without credentials: those have settings of their own, of which one is never shown."""
+    parts = urlsplit(url("mqtt", "mqtts")(text))
+    if not parts.hostname or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be a scheme, a host and a port, with neither user nor path")
+    return text
+
+
+def topic(text: str) -> str:
+    """The beginning of MQTT topics: levels without wildcards, none of them empty."""
+    if len(text) > LONGEST_TOPIC or not all(map(TOPIC_LEVEL.fullmatch, text.split("/"))):
+        raise ValueError("must be letters, digits or . _ : - in levels that a / parts")
+    return text
+
+
 def well_formed(text: str) -> str:
     """A URL that every library behind it can take apart. Raises ValueError, quoting nothing of it."""
     if STRAY_PERCENT.search(text):
@@ -97,6 +114,19 @@ def postgres_url(text: str) -> str:
             well_formed(text)
             return "postgresql+psycopg2://" + text.removeprefix(scheme)
     raise ValueError("must start with postgresql://")
+
+
+ORIGIN = re.compile(r"(?!http:.*:80$|https:.*:443$)https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+
+
+def origins(text: str) -> frozenset[str]:
+    """Origins exactly as browsers send them (RFC 6454): `*`, a path or the scheme's own port would never match one."""
+    found = words(text)
+    for origin in sorted(found):
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is no origin: write scheme://host or scheme://host:port, in lower case")
+        well_formed(origin)
+    return found
 
 
 def is_loopback(host: str) -> bool:

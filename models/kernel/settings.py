@@ -21,10 +21,13 @@ from models.kernel.parsers import (
     Parser,
     flag,
     is_loopback,
+    mqtt_url,
     number,
     one_of,
+    origins,
     permissions,
     postgres_url,
+    topic,
     url,
     whole,
     words,
@@ -69,7 +72,7 @@ class Settings:
     web_threads: int = setting(whole(2, 256), 8, "request threads in each web process")
     max_body_bytes: int = setting(whole(1024, 64 * 2**20), 2**20, "largest request body")
     rate_limit: int = setting(whole(0, 10**6), 1000, "requests a second of one client; 0 means no limit")
-    cors_origins: frozenset[str] = setting(words, frozenset(), "origins whose pages may call the API")
+    cors_origins: frozenset[str] = setting(origins, frozenset(), "origins whose pages may call the API")
     hsts_seconds: int = setting(whole(0, 10**9), 0, "Strict-Transport-Security; 0 sends none (TLS ends elsewhere)")
     stream_readers: int = setting(whole(1, 100_000), 2000, "open event streams in each web process")
     stream_buffer: int = setting(whole(10, 100_000), 1000, "events a slow reader may be behind before it is cut off")
@@ -114,15 +117,17 @@ class Settings:
 
     # tickets
     driver: str = setting(one_of("sim", "http", "mqtt"), "sim", "what carries robot commands")
-    actuator_url: str = setting(url("http", "https"), "http://127.0.0.1:8001", "the actuator bus of the http driver")
-    actuator_timeout: float = setting(number(0.05, 60), 2.0, "longest wait for one answer of the actuator bus")
-    mqtt_url: str = setting(url("mqtt", "mqtts"), "mqtt://127.0.0.1:1883", "the MQTT 5 broker of the mqtt driver")
+    actuator_url: str = setting(
+        url("http", "https"), "http://127.0.0.1:8001", "the actuator bus of the http driver", secret=True
+    )
+    actuator_timeout: float = setting(number(0.05, 60), 2.0, "longest wait for one answer of a robot")
+    mqtt_url: str = setting(mqtt_url, "mqtt://127.0.0.1:1883", "the MQTT 5 broker of the mqtt driver", secret=True)
     mqtt_username: str = setting(str, "", "user at the MQTT broker")
     mqtt_password: str = setting(str, "", "password at the MQTT broker", secret=True)
     mqtt_ca_file: str = setting(str, "", "CA certificates for mqtts; empty means the system's")
     mqtt_cert_file: str = setting(str, "", "our certificate for mqtts, where the broker asks for one")
     mqtt_key_file: str = setting(str, "", "its private key")
-    mqtt_prefix: str = setting(str, "orchestrator", "first level of every MQTT topic")
+    mqtt_prefix: str = setting(topic, "orchestrator", "first level of every MQTT topic")
     sim_time_scale: float = setting(number(0.01, 1000), 1.0, "simulated seconds in one real second")
     estop_repeat_seconds: float = setting(number(0.02, 10), 0.2, "pace of repeated stops to a robot without fences")
     execute_expiry_seconds: int = setting(whole(1, 86_400), 300, "how long an accepted motion may wait to start")
@@ -132,6 +137,21 @@ class Settings:
     webhook_attempts: int = setting(whole(1, 50), 8, "tries at one delivery")
     webhook_disable_after: int = setting(whole(1, 10_000), 20, "failed deliveries in a row that disable a subscription")
     webhook_allow_private: bool = setting(flag, False, "whether receivers may live at private or loopback addresses")
+
+    # the command line
+    service_url: str = setting(
+        url("http", "https"),
+        "",
+        "the service that commands ask; empty means the one on this home",
+        env="ORCHESTRATOR_URL",
+    )
+    service_token: str = setting(
+        str,
+        "",
+        "API key or JWT that commands send; empty means the local admin's",
+        env="ORCHESTRATOR_TOKEN",
+        secret=True,
+    )
 
     def __post_init__(self) -> None:
         if self.anonymous_permissions and not is_loopback(self.host):

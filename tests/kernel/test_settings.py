@@ -52,6 +52,12 @@ def test_each_wrong_value_is_one_line() -> None:
         ("BROKER_URL", "amqp://x"),
         ("JWT_ALGORITHM", "none"),
         ("ORCHESTRATOR_LOG_LEVEL", "LOUD"),
+        ("ORCHESTRATOR_MQTT_URL", "http://x"),
+        ("ORCHESTRATOR_MQTT_URL", "mqtt://"),
+        ("ORCHESTRATOR_MQTT_URL", "mqtt://x/topic"),
+        ("ORCHESTRATOR_MQTT_PREFIX", "a/+"),
+        ("ORCHESTRATOR_MQTT_PREFIX", "a//b"),
+        ("ORCHESTRATOR_MQTT_PREFIX", "$SYS"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_its_name(name: str, value: str) -> None:
@@ -77,10 +83,16 @@ def test_a_short_secret_is_refused_and_not_shown() -> None:
     assert "short-and-secret" not in line
 
 
-@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL", "ORCHESTRATOR_MQTT_URL"])
 def test_an_address_of_the_wrong_kind_is_refused_without_its_password(name: str) -> None:
     (line,) = refusal(**{name: "mongodb://me:hunter2@host/db"})
     assert line.startswith(name)
+    assert "hunter2" not in line
+
+
+def test_a_broker_s_credentials_have_settings_of_their_own() -> None:
+    (line,) = refusal(ORCHESTRATOR_MQTT_URL="mqtt://me:hunter2@host")
+    assert "neither user" in line
     assert "hunter2" not in line
 
 
@@ -92,6 +104,7 @@ def test_settings_that_are_printed_show_no_secret() -> None:
                 "DATABASE_URL": "postgresql://me:hunter2@host/db",
                 "BROKER_URL": "redis://:hunter2@host/0",
                 "ORCHESTRATOR_FLOWER_AUTH": "me:hunter2",
+                "ORCHESTRATOR_MQTT_PASSWORD": "hunter2",
             }
         )
     )

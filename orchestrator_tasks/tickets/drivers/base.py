@@ -11,7 +11,7 @@ The message of a failure is what the ticket's error says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -39,13 +39,26 @@ class Interrupt:
         self._lock = threading.Lock()
         self._happened = threading.Event()
         self._reason: str | None = None
+        self._listeners: list[Callable[[str], None]] = []
 
     def set(self, reason: str) -> None:
         """Say why: `timeout`, `cancelled`, `lease_lost`, `shutdown`."""
         with self._lock:
             if self._reason is None:
                 self._reason = reason
+            listeners, self._listeners = self._listeners, []
         self._happened.set()
+        for listener in listeners:
+            listener(reason)
+
+    def then(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the reason: now when there is one, else in the thread that sets it. It must not wait."""
+        with self._lock:
+            reason = self._reason
+            if reason is None:
+                self._listeners.append(listener)
+        if reason is not None:
+            listener(reason)
 
     def wait(self, seconds: float) -> str | None:
         """The reason as soon as there is one, or None after `seconds`."""
@@ -76,7 +89,13 @@ class Interrupted(DriverFailed):
 
 
 class Driver(Protocol):
-    """What moves robots. One instance serves every thread of a process."""
+    """What moves robots. One instance serves every thread of a process.
+
+    `obeys_fences`: once a robot has taken a stop, it refuses every command with an older fence for good. Where it is
+    false, a stop is repeated for as long as a revoked command may still arrive.
+    """
+
+    obeys_fences: bool
 
     def carry_out(self, command: Command, interrupt: Interrupt) -> dict[str, Any]:
         """Carry a command out to its end and give the ticket's result.

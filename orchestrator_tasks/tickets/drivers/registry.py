@@ -21,7 +21,14 @@ def http(chosen: Settings) -> Driver:
     return HttpDriver(chosen.actuator_url, chosen.actuator_timeout)
 
 
-DRIVERS: dict[str, Callable[[Settings], Driver]] = {"sim": sim, "http": http}
+def mqtt(chosen: Settings) -> Driver:
+    from orchestrator_tasks.tickets.drivers.mqtt import MqttDriver
+    from orchestrator_tasks.tickets.drivers.mqtt_broker import broker_of
+
+    return MqttDriver(broker_of(chosen), chosen.actuator_timeout)
+
+
+DRIVERS: dict[str, Callable[[Settings], Driver]] = {"sim": sim, "http": http, "mqtt": mqtt}
 
 
 @functools.cache
