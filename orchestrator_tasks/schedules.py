@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from models.kernel import processes, schedules
+from models.kernel.deliveries import forget_old_deliveries
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import make_partitions
 from models.kernel.logs import about
@@ -24,7 +25,7 @@ from orchestrator_tasks.keeper import keeper
 log = logging.getLogger(__name__)
 
 MOST_IN_A_TICK = 100
-CHORES: list[Callable[[Any], object]] = [processes.forget_silent, forget_old_stops]
+CHORES: list[Callable[[Any], object]] = [processes.forget_silent, forget_old_stops, forget_old_deliveries]
 """What housekeeping does, each on a connection of its own: delete what nobody needs any more."""
 
 

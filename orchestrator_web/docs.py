@@ -16,6 +16,7 @@ from flask.typing import ResponseReturnValue
 from flask_smorest import Api
 from werkzeug.exceptions import NotFound
 
+from orchestrator_web import idempotency
 from orchestrator_web.auth import permission_of, public
 from orchestrator_web.json import dumps
 from orchestrator_web.problems import PROBLEM_JSON, TITLES, Problem
@@ -92,6 +93,8 @@ def complete(app: Flask, api: Api) -> dict[str, Any]:
     for path, method, endpoint in routes(app):
         item = document["paths"].setdefault(path, {})
         operation = item.setdefault(method, {"tags": ["service"], "responses": {}})
+        if idempotency.is_creating(app, endpoint):
+            describe_repetition(operation)
         complete_operation(operation, item, is_public=permission_of(app, endpoint) == "")
         if path in PLAIN_ROUTES:
             describe_plain_route(operation, path)
@@ -112,12 +115,18 @@ def complete_operation(operation: dict[str, Any], item: dict[str, Any], *, is_pu
     if is_public:
         operation["security"] = []
     else:
-        failures |= {"401", "403"}
+        failures |= {"401", "403", "429"}
     places = {parameter["in"] for parameter in operation.get("parameters", []) + item.get("parameters", [])}
     failures |= {"400", "408", "413", "415", "422"} if "requestBody" in operation else set()
     failures |= {"422"} if "query" in places else set()
     failures |= {"404"} if "path" in places else set()
     answers.update({status: {"$ref": f"#/components/responses/{status}"} for status in failures})
+
+
+def describe_repetition(operation: dict[str, Any]) -> None:
+    """A view that creates something takes an Idempotency-Key."""
+    operation["parameters"] = [*operation.get("parameters", []), idempotency.PARAMETER]
+    operation["responses"] |= {"409": {}, "422": {}}  # complete_operation says what they hold
 
 
 def describe_plain_route(operation: dict[str, Any], path: str) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from flask import Response, after_this_request, g, request
+from flask import Flask, Response, after_this_request, g, request
 
 from models.kernel.errors import Invalid
 from models.kernel.idempotency import KeptAnswer, Repeatable, claim_key, keep_answer
@@ -60,6 +60,11 @@ def creating(view: View | None = None, *, together: bool = False) -> Any:
 
     create.is_creating = True  # type: ignore[attr-defined]
     return create
+
+
+def is_creating(app: Flask, endpoint: str) -> bool:
+    """Whether a route takes an Idempotency-Key."""
+    return getattr(app.view_functions[endpoint], "is_creating", False)
 
 
 def repeatable() -> Repeatable | None:

@@ -2,7 +2,8 @@
 
 `about(correlation_id=..., ticket_id=..., action=...)` binds fields for the length
 of a block; every line logged inside carries them. Values are never secrets: the
-door that reads credentials binds the client's name, not its key.
+door that reads credentials binds the client's name, not its key. Should one slip into
+a text all the same (another library's error, say), what looks like one is blotted out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import contextvars
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,6 +23,14 @@ from models.kernel.settings import settings
 EMPTY: dict[str, Any] = {}
 present: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("present", default=EMPTY)
 
+SECRETS = re.compile(
+    r"(?P<key>orc_[0-9a-f]{12}_)[A-Za-z0-9_-]{32}"  # an API key: its id may stay
+    r"|(?P<signing>whsec_)[A-Za-z0-9+/=_-]{8,}"
+    r"|(?P<token>eyJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+    r"|(?P<user>://[^\s/@:\"]*:)[^\s/@\"]+(?=@)"
+    r"|(?P<row>Failing row contains \()[^\n]*?(?=\)\.?(?:\\n|\n|\"|$))"  # what Postgres says of a refused row
+)
+MARKS = ("orc_", "whsec_", "eyJ", "://", "Failing row")
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -59,9 +69,17 @@ class JsonLines(logging.Formatter):
 def to_line(line: dict[str, Any]) -> str:
     """One line of strict JSON; values that JSON cannot say (NaN, something that holds itself) are said as text."""
     try:
-        return json.dumps(line, default=str, allow_nan=False)
+        return without_secrets(json.dumps(line, default=str, allow_nan=False))
     except ValueError:
-        return json.dumps({key: value if isinstance(value, str) else repr(value) for key, value in line.items()})
+        texts = {key: value if isinstance(value, str) else repr(value) for key, value in line.items()}
+        return without_secrets(json.dumps(texts))
+
+
+def without_secrets(text: str) -> str:
+    """The text, with whatever has the form of a secret blotted out."""
+    if not any(mark in text for mark in MARKS):  # a search costs far more than this, and each request logs a line
+        return text
+    return SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}***", text)
 
 
 def configure(role: str) -> None:

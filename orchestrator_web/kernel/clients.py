@@ -100,7 +100,7 @@ class NewKey(KeyRecord):
     )
 
 
-class Life(Strict):
+class KeyLife(Strict):
     expires_in_seconds = StrictInteger(
         load_default=None,
         allow_none=True,
@@ -109,7 +109,7 @@ class Life(Strict):
     )
 
 
-class Rotation(Life):
+class KeyRotation(KeyLife):
     overlap_seconds = StrictInteger(
         load_default=0,
         validate=validate.Range(0, LONGEST_OVERLAP_SECONDS),
@@ -117,7 +117,7 @@ class Rotation(Life):
     )
 
 
-class Page(Strict):
+class ClientQuery(Strict):
     limit = QueryInteger(load_default=DEFAULT_PAGE, validate=validate.Range(1, LARGEST_PAGE))
     cursor = fields.String(validate=validate.Length(1, 512), metadata={"description": "next_cursor of the page before"})
 
@@ -186,7 +186,7 @@ def forget_proved() -> None:
 
 
 @blueprint.get("/clients")
-@blueprint.arguments(Page(), location="query")
+@blueprint.arguments(ClientQuery(), location="query")
 @blueprint.response(200, ClientPage)
 @requires("admin")
 def list_clients(wanted: dict[str, Any]) -> Response:
@@ -235,7 +235,7 @@ def change_client(changes: dict[str, Any], name: str) -> Response:
 
 
 @blueprint.get("/clients/<name>/keys")
-@blueprint.arguments(Page(), location="query")
+@blueprint.arguments(ClientQuery(), location="query")
 @blueprint.response(200, KeyPage)
 @requires("admin")
 def list_keys(wanted: dict[str, Any], name: str) -> Response:
@@ -259,7 +259,7 @@ def page(question: dict[str, Any], rows: Any, limit: int, shown: Callable[[Any],
 
 
 @blueprint.post("/clients/<name>/keys")
-@blueprint.arguments(Life())
+@blueprint.arguments(KeyLife())
 @blueprint.response(201, NewKey)
 @requires("admin")
 @creating(together=True)
@@ -270,7 +270,7 @@ def create_key(connection: Any, life: dict[str, Any], name: str) -> Response:
 
 
 @blueprint.post("/clients/<name>/keys/<key_id>/rotate")
-@blueprint.arguments(Rotation())
+@blueprint.arguments(KeyRotation())
 @blueprint.response(201, NewKey)
 @blueprint.alt_response(409, success=False)
 @requires("admin")
