@@ -1,9 +1,11 @@
 """The guardian: stops robots, whoever else is down or busy.
 
 It sends the stops that revoked commands are owed, each repeated, ever less often,
-until the driver has taken it; and it carries out the tickets that say `stop` or
-`brake`. Woken by NOTIFY on its own connection, it needs neither Redis nor Celery, and
-a few threads keep one robot that does not answer from holding up the others.
+until the driver has taken it (and on, where robots know no fences, until the revoked
+command can no longer arrive); it carries out the tickets that say `stop` or `brake`; and
+while an e-stop is engaged it ends whatever is going on. Woken by NOTIFY on its own
+connection, it needs neither Redis nor Celery, and many threads keep robots that do not
+answer from holding up the others.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from models.kernel.listening import Listener
 from models.kernel.processes import Presence
 from models.kernel.session import statement
 from models.kernel.settings import settings
-from models.tickets.stops import confirm_stop, list_due_stops, postpone_stop
+from models.tickets.estop import sweep_tickets
+from models.tickets.stops import confirm_stop, list_due_stops, postpone_stop, repeat_stop
 from models.tickets.transitions import STOPS_CHANNEL, STOPS_QUEUE
 from orchestrator_tasks.tickets.drivers.registry import driver
 from orchestrator_tasks.tickets.tasks import perform
@@ -30,7 +33,8 @@ from orchestrator_tasks.tickets.tasks import perform
 log = logging.getLogger(__name__)
 
 PACE_SECONDS = 0.25
-THREADS = 16
+BUSY_PACE_SECONDS = 0.02  # while more is due than there are threads
+THREADS = 64
 
 
 class Crew:
@@ -54,9 +58,9 @@ class Crew:
 
 
 def give_due_stops(crew: Crew) -> list[Future[bool]]:
-    """Have every stop sent that a robot is owed."""
+    """Have every stop sent that a robot is owed, as far as there is room; those at work are among the due."""
     with statement() as connection:
-        due = list_due_stops(connection)
+        due = list_due_stops(connection, limit=2 * crew.threads)
     return [future for order in due for future in crew.give(order["id"], send_stop, order)]
 
 
@@ -83,23 +87,46 @@ def send_stop(order: Mapping[str, Any]) -> bool:
                 postpone_stop(connection, order["id"], reason)
             return False
         with statement() as connection:
-            confirm_stop(connection, order["id"])
+            if driver().obeys_fences:
+                confirm_stop(connection, order["id"])
+            else:
+                repeat_stop(connection, order["id"], order["now"], settings().estop_repeat_seconds)
         log.info("stopped", extra={"target": order["target"], "reason": order["reason"]})
         return True
 
 
+def sweep() -> None:
+    """End what an engaged e-stop finds going on: whoever engaged it may have died before it did, or been cut short."""
+    try:
+        with statement() as connection:
+            swept = sweep_tickets(connection, "guardian")
+    except OrchestratorError as error:
+        log.warning("a sweep of the e-stop failed", extra={"error": error.message})
+        return
+    if swept.stopped or swept.queued:
+        log.warning("swept", extra={"stopped": len(swept.stopped), "queued": swept.queued, "left": swept.left})
+
+
+def pace(crew: Crew) -> float:
+    if crew.free() <= 0:
+        return BUSY_PACE_SECONDS
+    return PACE_SECONDS if driver().obeys_fences else min(PACE_SECONDS, settings().estop_repeat_seconds)
+
+
 def run(over: threading.Event) -> None:
     listener = Listener(STOPS_CHANNEL)
-    crew = Crew()
+    crew, sweeper = Crew(), Crew(1)
     while not over.is_set():
         try:
+            sweeper.give("sweep", sweep)
             give_due_stops(crew)
             give_stop_tickets(crew)
-            listener.wait(PACE_SECONDS)
+            listener.wait(pace(crew))
         except OrchestratorError as error:
             log.warning("a pass of the guardian failed", extra={"error": error.message})
             clock.pause(PACE_SECONDS)
     listener.close()
+    sweeper.pool.shutdown()
     crew.pool.shutdown()
 
 

@@ -2,7 +2,8 @@
 
 The body is read first, on the event loop, under the size limit and a deadline, so that a
 slow or endless sender holds no thread. The answer comes back whole. A reserved pool
-keeps a few threads for the paths that must answer while everything else is busy.
+keeps a few threads for the paths that must answer while everything else is busy; the
+e-stop has threads, and in them database connections, that it shares with nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.kernel import ids
+from models.kernel.session import RESERVED_CONNECTIONS, use_reserved_connections
 from orchestrator_web.json import dumps
 from orchestrator_web.metrics import REQUESTS
 from orchestrator_web.problems import PROBLEM_JSON, members_of
@@ -27,9 +29,12 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
+HANDSHAKE = "orchestrator.handshake"
+HANDOVER = "orchestrator.handover"
 BODY_SECONDS = 30.0
 RESERVED_THREADS = 2
 RESERVED_PATHS = frozenset({"/healthz", "/readyz"})
+ESTOP_PATH = "/estop"
 MOST_WAITING_PER_THREAD = 64
 
 
@@ -40,6 +45,8 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    handover: Any = None
+    """What the view left in the environ's HANDOVER: the work that goes on outside Flask."""
 
     def header(self, name: str) -> str | None:
         """A header's value."""
@@ -88,6 +95,8 @@ class Bridge:
         self.largest_body = largest_body
         self.common = ThreadPoolExecutor(threads, "request")
         self.reserved = ThreadPoolExecutor(RESERVED_THREADS, "reserved")
+        # as many threads as there are such connections, so that none waits for one
+        self.estop = ThreadPoolExecutor(RESERVED_CONNECTIONS, "estop", use_reserved_connections)
         self.most_waiting = threads * MOST_WAITING_PER_THREAD
         self.present = 0
 
@@ -102,6 +111,8 @@ class Bridge:
             return plain_problem(scope, 413, "body_too_large", detail, ("connection", "close"))
         if scope["path"] in RESERVED_PATHS:
             return await self.call(self.reserved, scope, body)
+        if scope["path"] == ESTOP_PATH:
+            return await self.call(self.estop, scope, body)
         if self.present >= self.most_waiting:
             return plain_problem(scope, 503, "overloaded", "Too many requests wait", ("retry-after", "1"))
         self.present += 1
@@ -146,7 +157,7 @@ class Bridge:
             close = getattr(parts, "close", None)
             if close is not None:
                 close()
-        return Answer(started[0], started[1], body)
+        return Answer(started[0], started[1], body, environ.get(HANDOVER))
 
 
 def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
@@ -161,6 +172,7 @@ def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
         "SERVER_PORT": str(port or 0),
         "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
         "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
+        HANDSHAKE: scope["type"] == "websocket",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
         "wsgi.input": io.BytesIO(body),

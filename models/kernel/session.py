@@ -3,6 +3,8 @@
 `statement()` gives a connection on which each statement is its own transaction:
 one round trip, which is all that a create, a take or a settle needs.
 `transaction()` gives one on which everything commits together at the end.
+A thread that called `use_reserved_connections()` gets both from a few connections kept
+for such threads, so that it never waits for the others of its process.
 Both turn a database that is away, busy or too slow into `Unavailable`, so that no
 caller ever sees a driver's exception for it.
 """
@@ -13,6 +15,7 @@ import contextlib
 import functools
 import os
 import select
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +82,7 @@ def make_engine(connections: int, **options: Any) -> Engine:
         connect_args=connect_options(chosen),
         json_serializer=to_json,
         json_deserializer=orjson.loads,
+        hide_parameters=True,  # an error is logged with its statement, never with the values of a request
         **options,
     )
     event.listen(made, "checkout", refuse_dead)
@@ -100,7 +104,30 @@ def single_statements() -> Engine:
     return make_engine(settings().database_pool, isolation_level="AUTOCOMMIT")
 
 
-ENGINES = (engine, single_statements)
+RESERVED_CONNECTIONS = 4
+this_thread = threading.local()
+
+
+@functools.cache
+def reserved_engine() -> Engine:
+    return make_engine(RESERVED_CONNECTIONS)
+
+
+@functools.cache
+def reserved_single_statements() -> Engine:
+    return make_engine(RESERVED_CONNECTIONS, isolation_level="AUTOCOMMIT")
+
+
+def use_reserved_connections() -> None:
+    """From now on this thread uses the connections reserved for such threads."""
+    this_thread.is_reserved = True
+
+
+def is_reserved() -> bool:
+    return getattr(this_thread, "is_reserved", False)
+
+
+ENGINES = (engine, single_statements, reserved_engine, reserved_single_statements)
 
 
 def dispose_engines(*, close: bool = True) -> None:
@@ -127,7 +154,8 @@ def statement() -> Iterator[Connection]:
     Raises Unavailable when the database is away or too slow, Conflict when a row
     stayed locked for longer than the lock timeout.
     """
-    with plain_errors(), single_statements().connect() as connection:
+    chosen = reserved_single_statements if is_reserved() else single_statements
+    with plain_errors(), chosen().connect() as connection:
         yield connection
 
 
@@ -137,7 +165,8 @@ def transaction() -> Iterator[Connection]:
 
     Raises as `statement` does.
     """
-    with plain_errors(), engine().begin() as connection:
+    chosen = reserved_engine if is_reserved() else engine
+    with plain_errors(), chosen().begin() as connection:
         yield connection
 
 

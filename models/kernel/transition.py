@@ -40,6 +40,7 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, psycopg2
@@ -168,16 +169,16 @@ class Act:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Birth(Act):
-    """The transition from nothing: the given columns are the new row's."""
+    """The transition from nothing: the given columns are the new row's, the correlation id too if it is given."""
 
     def statement(self) -> Any:
         given = self.given_rows(self.given)
         table = self.subject.table
-        new = {name: given.c[name] for name in self.given}
-        new |= {
+        new: dict[str, Any] = {
             "state": literal(self.subject.machine.initial),
             "correlation_id": bindparam("correlation_id", None, type_=Text),
         }
+        new |= {name: given.c[name] for name in self.given}
         born = insert(table).from_select(list(new), select(*(v.label(n) for n, v in new.items()))).returning(*table.c)
         moved = born.cte("moved")
         answer = select(moved).add_cte(self.told.insert_into_ledger(self.subject.kind, moved, null()))
@@ -191,6 +192,7 @@ class Transition(Act):
 
     sources, targets  where it may start and end; with several targets each given row names its `to`
     set               new values of the subject's columns, from (subject columns, given columns)
+    guard             a further condition on the subject's columns
     job               what it does to the subject's job
     also              further statements fed by the moved rows
     """
@@ -198,6 +200,7 @@ class Transition(Act):
     sources: frozenset[str]
     targets: frozenset[str]
     set: Make = lambda _s, _g: {}
+    guard: Callable[[Any], Any] = lambda _s: true()
     job: Job = Job.NONE
     also: Callable[[CTE], Iterable[Any]] = lambda _m: ()
 
@@ -254,7 +257,10 @@ class Transition(Act):
             query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
         sources = bindparam("sources", sorted(self.sources), type_=job_parts.TEXTS)
         return (
-            query.where(table.c.state == func.any(sources)).order_by(table.c.id).with_for_update(of=table).cte("picked")
+            query.where(table.c.state == func.any(sources), self.guard(table.c))
+            .order_by(table.c.id)
+            .with_for_update(of=table)
+            .cte("picked")
         )
 
     def moved(self, given: CTE, picked: CTE) -> CTE:

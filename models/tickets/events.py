@@ -14,8 +14,13 @@ FAILED = "execution_failed"
 CANCELLED = "ticket_cancelled"
 RELEASED = "execution_released"
 EVIDENCE = "late_outcome"
+ESTOP_ENGAGED = "estop_engaged"
+ESTOP_RELEASED = "estop_released"
 
 OUTCOME_TOPICS = (COMPLETED, FAILED, CANCELLED)
+PUBLIC_TOPICS = (CREATED, QUEUED, STARTED, COMPLETED, FAILED, CANCELLED, RELEASED, EVIDENCE)
+"""What event streams tell. The ledger's other notes on tickets, such as refusals, are for an audit."""
+
 KNOWN_COMMANDS = ("drive", "stop", "brake", "scan")
 
 
@@ -29,7 +34,7 @@ def topic_of_end(ticket: Any) -> Any:
 
 
 def about(ticket: Any) -> dict[str, Any]:
-    return {"ticket_id": ticket.id, "command": ticket.command}
+    return {"ticket_id": ticket.id, "command": ticket.command, "target": ticket.target}
 
 
 def created(ticket: Any) -> dict[str, Any]:

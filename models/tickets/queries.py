@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, and_, func, select, true, tuple_, union_all
 
 from models.kernel.errors import NotFound
 from models.kernel.jobs import jobs
+from models.kernel.latch import barred_since, latches
 from models.kernel.ledger import ledger
 from models.tickets.events import OUTCOME_TOPICS
-from models.tickets.states import TICKET
-from models.tickets.tables import lane_of, stop_orders, tickets
+from models.tickets.safety import STOPPING
+from models.tickets.states import EXECUTING, QUEUED, TERMINAL, TICKET
+from models.tickets.tables import EVERYTHING, lane_of, stop_orders, tickets
 
 COUNT_CAP = 10_000
 Row = RowMapping
 Position = tuple[datetime, str]
 Execution = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Clearance:
+    """What may keep a live attempt from its robot: a stop that the robot is owed; an e-stop, in its words."""
+
+    stop_owed: bool
+    emergency: str | None
 
 
 def get_ticket(connection: Connection, ticket_id: str) -> Row:
@@ -87,7 +98,62 @@ def list_moving_tickets(connection: Connection, target: str, *, before: int) -> 
     )
 
 
-def find_pending_stop(connection: Connection, target: str) -> int | None:
-    """A stop that a robot is owed and has not taken yet, by its number."""
-    owed = stop_orders.c.target == target, stop_orders.c.done_at.is_(None)
-    return connection.scalar(select(stop_orders.c.id).where(*owed).limit(1))
+def live_tickets() -> Select[Any]:
+    """The ids of the tickets that have not ended, as a question: their history is kept."""
+    return select(tickets.c.id).where(tickets.c.state.in_(sorted(TICKET.states - TERMINAL)))
+
+
+def newer_stop(target: Any, fence: Any) -> Select[Any]:
+    """The stops that a robot is owed under a fence drawn after this one, as a question."""
+    owed = stop_orders.c.target == target, stop_orders.c.done_at.is_(None), stop_orders.c.fence > fence
+    return select(stop_orders.c.id).where(*owed)
+
+
+def find_newer_stop(connection: Connection, target: str, fence: int) -> int | None:
+    """A stop that a robot is owed under a fence drawn after this one, by its number."""
+    found: int | None = connection.scalar(newer_stop(target, fence).limit(1))
+    return found
+
+
+def find_clearance(connection: Connection, job_id: int, fence: int, target: str) -> Clearance | None:
+    """What holds a leased attempt back from its robot, read just before acting; None when the lease is gone."""
+    latch = (
+        select(latches.c.scope, latches.c.reason)
+        .where(latches.c.scope.in_((EVERYTHING, target)), barred_since(jobs.c.created_at))
+        .order_by(latches.c.engaged_at)
+        .limit(1)
+        .lateral("latch")
+    )
+    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists()).select_from(
+        jobs.outerjoin(latch, true())
+    )
+    row = connection.execute(asked.where(jobs.c.id == job_id, jobs.c.fence == fence)).one_or_none()
+    return None if row is None else Clearance(row[2], row.scope and emergency_text(row.scope, row.reason))
+
+
+def emergency_text(scope: str, reason: str) -> str:
+    """What a ticket that an e-stop ended, or keeps from starting, is told."""
+    return f"Emergency stop of {'everything' if scope == EVERYTHING else scope}: {reason}"
+
+
+def latched_tickets(state: str, everything: bool) -> Select[Any]:
+    """The tickets in one live state that an e-stop ends, with its scope and reason, as a question.
+
+    `everything` says whether the e-stop of every robot is engaged: without it few targets are looked at.
+    """
+    over = latches.c.scope == (EVERYTHING if everything else tickets.c.target)
+    engaged = select(tickets.c.id, tickets.c.revision, latches.c.scope, latches.c.reason)
+    engaged = engaged.join(latches, and_(over, latches.c.released_at.is_(None)))
+    return engaged.where(tickets.c.state == state, tickets.c.command.not_in(sorted(STOPPING)))
+
+
+def list_latched_tickets(connection: Connection, state: str, *, everything: bool, limit: int) -> Sequence[Row]:
+    """Some of them, without those that somebody is changing at this moment: a sweep waits for no row."""
+    free = latched_tickets(state, everything).limit(limit).with_for_update(of=tickets, skip_locked=True)
+    return connection.execute(free).mappings().all()
+
+
+def count_latched_tickets(connection: Connection, *, everything: bool) -> int:
+    """How many tickets an e-stop has yet to end, counted up to COUNT_CAP."""
+    left = union_all(*(latched_tickets(state, everything) for state in (EXECUTING, QUEUED))).limit(COUNT_CAP)
+    return connection.scalar(select(func.count()).select_from(left.subquery())) or 0

@@ -6,6 +6,10 @@ and what the database did not commit did not happen.
 * A motion begins only with a fence above every fence that the robot has obeyed, and
   only before its `not_after`. A stop raises the fence, so that whatever was ordered
   earlier is refused for good.
+* No motion begins after an e-stop. A statement's start, which is recorded, is read before
+  its snapshot is taken. Either the snapshot sees the committed latch, and nothing begins; or
+  it does not, and then it, and the start before it, came before the commit. The robot's row
+  is locked before, so that the statement waits for nothing and has but one snapshot.
 * A motion ends by itself when its time is up (`until`), whether or not anybody is
   left to see it. Its row may say so later; the moment recorded is `until`.
 * Positions are never guessed: `room.travel` integrates them from the moment of the
@@ -21,13 +25,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, DateTime, Interval, Row, Text, bindparam, func, insert, select, update
+from sqlalchemy import Connection, DateTime, Interval, Row, Text, bindparam, func, insert, not_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from models.kernel.errors import Conflict
+from models.kernel.latch import find_latch, is_engaged
 from models.tickets.motions import Motion, Robot, get_motion, get_robot, moved
+from models.tickets.queries import emergency_text, find_newer_stop, newer_stop
 from models.tickets.robot_tables import sim_motions, sim_robots
 from models.tickets.room import START
+from models.tickets.tables import EVERYTHING
 
 ELAPSED: Final = "elapsed"
 """The reason of a motion that nobody ended: its time was up."""
@@ -57,6 +64,12 @@ class TooLate(MotionRefused):
     code = "too_late"
 
 
+class Stopped(MotionRefused):
+    """An e-stop is engaged over the robot."""
+
+    code = "emergency_stop"
+
+
 def begin_motion(
     connection: Connection,
     target: str,
@@ -72,8 +85,8 @@ def begin_motion(
 ) -> Motion:
     """Set a robot moving at `speed` m/s towards `direction` degrees for `seconds` simulated seconds.
 
-    Raises StaleFence, RobotBusy or TooLate (of which the first that holds), each
-    meaning that nothing moved.
+    Raises StaleFence, RobotBusy, Stopped or TooLate (of which the first that holds),
+    each meaning that nothing moved.
     """
     # The lock comes first: an update that waits for it would judge by the clock from before its wait.
     robot = lock_robot(connection, target)
@@ -94,16 +107,22 @@ def begin_motion(
         "of_command": command,
     }
     if connection.execute(BEGIN, order).one_or_none() is None:
-        raise refusal(robot, target, fence, moving, not_after)
+        raise refusal(connection, robot, fence, moving, not_after)
     return get_motion(connection, target, fence)
 
 
-def refusal(robot: Row[Any], target: str, fence: int, moving: bool, not_after: datetime) -> Conflict:
+def refusal(connection: Connection, robot: Row[Any], fence: int, moving: bool, not_after: datetime) -> Conflict:
     """Why a motion did not begin."""
+    target = robot.target
     if robot.fence >= fence:
         return StaleFence(f"Robot {target!r} already obeys fence {robot.fence}, not {fence}")
     if moving:
         return RobotBusy(f"Robot {target!r} is in motion for ticket {robot.ticket_id}")
+    latch = find_latch(connection, EVERYTHING, target)
+    if latch is not None:
+        return Stopped(emergency_text(latch["scope"], latch["reason"]))
+    if find_newer_stop(connection, target, fence) is not None:
+        return StaleFence(f"Robot {target!r} is owed a stop that is newer than fence {fence}")
     return TooLate(f"Robot {target!r} was told to begin after {not_after.isoformat()}")
 
 
@@ -185,6 +204,8 @@ def begin_statement() -> Any:
     """Fence, clock and rest decide in one conditional update; only the row that it moved is recorded.
 
     The row is locked before this statement starts, so its start is the moment of the beginning.
+    A stop that is owed counts as obeyed: a revoked command must not begin between an e-stop's release and the
+    arrival of the stop that it ordered.
     """
     now = func.statement_timestamp(type_=DateTime(timezone=True))
     begun = (
@@ -194,6 +215,8 @@ def begin_statement() -> Any:
             sim_robots.c.started_at.is_(None),
             sim_robots.c.fence < bindparam("of_fence"),
             now < bindparam("no_later_than", type_=DateTime(timezone=True)),
+            not_(is_engaged(EVERYTHING, sim_robots.c.target)),
+            not_(newer_stop(sim_robots.c.target, bindparam("of_fence")).exists()),
         )
         .values(
             fence=bindparam("of_fence"),

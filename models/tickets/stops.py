@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, select, update
+from sqlalchemy import Connection, RowMapping, case, func, select, update
 
 from models.kernel.job_parts import seconds
 from models.tickets.tables import stop_orders
@@ -14,16 +15,42 @@ FIRST_BACKOFF_SECONDS = 0.1
 
 
 def list_due_stops(connection: Connection, limit: int = 100) -> Sequence[RowMapping]:
-    """Stops that are due, oldest first."""
-    due = (stop_orders.c.done_at.is_(None), stop_orders.c.next_at <= func.clock_timestamp())
-    return connection.execute(select(stop_orders).where(*due).order_by(stop_orders.c.id).limit(limit)).mappings().all()
+    """Stops that are due, those that were tried least in front; `now` is the clock as they were read."""
+    now = func.clock_timestamp()
+    due = select(stop_orders, now.label("now")).where(stop_orders.c.done_at.is_(None), stop_orders.c.next_at <= now)
+    return connection.execute(due.order_by(stop_orders.c.tries, stop_orders.c.id).limit(limit)).mappings().all()
 
 
 def confirm_stop(connection: Connection, order_id: int) -> None:
-    """The driver has taken this stop."""
+    """The driver has taken this stop, and its robot refuses whatever was ordered before it."""
     mine = stop_orders.c.id == order_id
     done = {"done_at": func.clock_timestamp(), "tries": stop_orders.c.tries + 1, "error": None}
     connection.execute(update(stop_orders).where(mine).values(done))
+
+
+def repeat_stop(connection: Connection, order_id: int, sent_at: datetime, pace: float) -> bool:
+    """The driver has taken this stop, but its robot knows no fences: answers whether this was the last one.
+
+    The revoked attempt may still reach the robot until its worker has let go or its `not_after` has passed. A stop
+    that was sent after that is the last; until then the next is due in `pace` seconds.
+    """
+    over = func.least(stop_orders.c.settled_at, stop_orders.c.not_after)
+    last = func.coalesce(over, stop_orders.c.ordered_at) <= sent_at
+    values = {
+        "done_at": case((last, func.clock_timestamp())),
+        "next_at": func.clock_timestamp() + seconds(pace),
+        "tries": stop_orders.c.tries + 1,
+        "error": None,
+    }
+    act = update(stop_orders).where(stop_orders.c.id == order_id).values(values)
+    return connection.scalar(act.returning(stop_orders.c.done_at)) is not None
+
+
+def release_robot(connection: Connection, ticket_id: str, execution: int) -> None:
+    """The worker of a revoked attempt has let go of the robot: no stop need be repeated for longer."""
+    mine = (stop_orders.c.ticket_id == ticket_id, stop_orders.c.execution == execution)
+    open_ = (stop_orders.c.done_at.is_(None), stop_orders.c.settled_at.is_(None))
+    connection.execute(update(stop_orders).where(*mine, *open_).values(settled_at=func.clock_timestamp()))
 
 
 def postpone_stop(connection: Connection, order_id: int, error: str) -> None:

@@ -27,6 +27,7 @@ from models.tickets.states import TICKET
 PRIORITIES = ("critical", "high", "normal", "low")
 MAX_TIMEOUT_SECONDS = 3600
 DEFAULT_TARGET = "default"
+EVERYTHING = "all"  # the scope of an e-stop over every robot; no robot may be called that
 
 
 def lane_of(target: Any) -> Any:
@@ -66,6 +67,7 @@ tickets = Table(
     CheckConstraint(one_of("state", sorted(TICKET.states)), name="state"),
     CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
     CheckConstraint(f"timeout_seconds BETWEEN 1 AND {MAX_TIMEOUT_SECONDS}", name="timeout"),
+    CheckConstraint(f"lower(target) <> '{EVERYTHING}'", name="target"),
     CheckConstraint("id ~ '^tick-[0-9]{8}-[0-9a-f]{8}$'", name="id"),
     CheckConstraint("jsonb_typeof(params) = 'object' AND jsonb_typeof(metadata) = 'object'", name="objects"),
     CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)", name="ended"),
@@ -90,6 +92,8 @@ tickets = Table(
         text("id DESC"),
         postgresql_where=text("target <> 'default'"),
     ),
+    # What an e-stop sweeps: as small as what is going on.
+    Index("tickets_live_ix", "state", "target", postgresql_where=text("state IN ('executing', 'queued')")),
     postgresql_with={"fillfactor": 85},
 )
 
@@ -107,6 +111,9 @@ stop_orders = Table(
     Column("next_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     Column("done_at", DateTime(timezone=True)),
     Column("error", Text),
+    Column("execution", Integer, comment="of the ticket: which attempt was revoked"),
+    Column("not_after", DateTime(timezone=True), comment="the revoked attempt begins nothing later"),
+    Column("settled_at", DateTime(timezone=True), comment="its worker has let go of the robot"),
     CheckConstraint("tries >= 0", name="tries"),
     Index("stop_orders_due_ix", "next_at", postgresql_where=text("done_at IS NULL")),
 )

@@ -10,12 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
+from models.kernel import latch
 from models.kernel.ledger import ledger
 from models.kernel.tallies import read_tallies
 from models.tickets import events
 from models.tickets.states import TICKET
 
 SERVICE = "service"
+KINDS = (TICKET.kind, SERVICE, latch.KIND)
 STARTED, STOPPED = "service_started", "service_stopped"
 SHOWN = 100
 
@@ -25,6 +27,8 @@ EVENT_KEYS: dict[str, tuple[str, ...]] = {
     events.COMPLETED: ("ticket_id", "command", "execution_time_ms"),
     events.FAILED: ("ticket_id", "command", "error", "execution_time_ms"),
     events.CANCELLED: ("ticket_id", "command", "execution_time_ms"),
+    events.ESTOP_ENGAGED: ("scope", "reason", "by"),
+    events.ESTOP_RELEASED: ("scope", "reason", "by"),
     STARTED: ("service", "version"),
     STOPPED: ("service", "total_tickets"),
 }
@@ -53,8 +57,8 @@ def topic_counts(connection: Connection, kind: str) -> dict[str, int]:
 
 def list_events(connection: Connection) -> dict[str, Any]:
     """{count, events}: how many there were, and the last of them, oldest first."""
-    rows = list_last(connection, (TICKET.kind, SERVICE), list(EVENT_KEYS))
-    counts = {**topic_counts(connection, TICKET.kind), **topic_counts(connection, SERVICE)}
+    rows = list_last(connection, KINDS, list(EVENT_KEYS))
+    counts = {topic: n for kind in KINDS for topic, n in topic_counts(connection, kind).items()}
     shown = [
         {
             "timestamp": row["at"].isoformat(),

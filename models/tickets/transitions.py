@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Double, Integer, Text, and_, case, func, insert, literal, null, select
+from sqlalchemy import Double, Integer, Text, and_, case, cast, func, insert, literal, not_, null, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.kernel import jobs as kernel_jobs
 from models.kernel.dead_letters import letter_for
 from models.kernel.job_parts import seconds
 from models.kernel.jobs import Spec, fence_seq
+from models.kernel.latch import is_engaged
 from models.kernel.transition import Birth, Job, Subject, Told, Transition
 from models.tickets import events
 from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL, TICKET
-from models.tickets.tables import PRIORITIES, lane_of, stop_orders, tickets
+from models.tickets.tables import EVERYTHING, PRIORITIES, lane_of, stop_orders, tickets
 
 SUBJECT = Subject(TICKET, tickets)
 TASK = "tickets.execute"
@@ -25,6 +26,8 @@ STOPS_QUEUE = "stops"
 REFUSED = "refused"
 STOPS_CHANNEL = "orchestrator_stops"
 OUTCOME_UNKNOWN = "outcome_unknown"
+EMERGENCY_STOP = "emergency_stop"
+LONGEST_TAKE_SECONDS = 10.0  # between the start that a ticket shows and the one that its deadline counts from
 
 STOPPING = ("stop", "brake")
 MOVING = ("drive",)
@@ -45,14 +48,20 @@ def execution_job(ticket: Any) -> Spec:
     )
 
 
-def stop_for(moved: Any, *when: Any) -> list[Any]:
-    """A stop for each robot that was moving under what just ended; its commit wakes the guardian."""
+def stop_for(moved: Any, *when: Any, settled: bool = False) -> list[Any]:
+    """A stop for each robot that was moving under what just ended; its commit wakes the guardian.
+
+    `settled`: the attempt's worker is the one that ends it, and lets go of the robot.
+    """
     columns = {
         "target": moved.c.target,
         "ticket_id": moved.c.id,
         "fence": fence_seq.next_value(),
         "reason": moved.c.error_code,
         "correlation_id": moved.c.correlation_id,
+        "execution": moved.c.execution,
+        "not_after": moved.c.started_at + seconds(moved.c.timeout_seconds + LONGEST_TAKE_SECONDS),
+        "settled_at": func.clock_timestamp() if settled else cast(null(), stop_orders.c.settled_at.type),
     }
     source = select(*(value.label(name) for name, value in columns.items())).where(
         moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING), *when
@@ -77,12 +86,22 @@ CREATE = Birth(
 )
 
 
+def is_free(ticket: Any) -> Any:
+    """No e-stop holds the ticket back; what stops a robot is held back by none.
+
+    One that is engaged while this waits for the ticket's row is not seen: the sweep that follows each engagement,
+    and the worker's own look, take what slipped through.
+    """
+    return or_(ticket.command.in_(STOPPING), not_(is_engaged(EVERYTHING, ticket.target)))
+
+
 def accepting(sources: frozenset[str]) -> Transition:
     return Transition(
         subject=SUBJECT,
         sources=sources,
         targets=frozenset({QUEUED}),
         given={"expires_in_seconds": Double, "correlation_id": Text},
+        guard=is_free,
         set=lambda ticket, given: {
             "execution": ticket.execution + 1,
             "correlation_id": given.correlation_id,
@@ -133,7 +152,7 @@ def letter_and_stop(moved: Any) -> list[Any]:
 
 def letter_and_stop_if_unknown(moved: Any) -> list[Any]:
     """A worker that knows the outcome has stopped the robot itself; one that does not may not have reached it."""
-    return letter(moved) + stop_for(moved, moved.c.error_code == OUTCOME_UNKNOWN)
+    return letter(moved) + stop_for(moved, moved.c.error_code == OUTCOME_UNKNOWN, settled=True)
 
 
 def ending(
@@ -167,4 +186,5 @@ SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter_and_stop_if_un
 LOSE = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END, letter_and_stop)
 EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter)
 CANCEL = ending(frozenset({PENDING, QUEUED, EXECUTING}), frozenset({CANCELLED}), Job.END_ANY, stop_for)
-STOP = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END_ANY, lambda _m: [])
+STOP = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END_ANY, stop_for)
+REVOKE = ending(frozenset({QUEUED, EXECUTING}), frozenset({FAILED}), Job.END_ANY, letter_and_stop)

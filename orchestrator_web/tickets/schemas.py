@@ -5,6 +5,7 @@ from __future__ import annotations
 from marshmallow import EXCLUDE, RAISE, Schema, fields, validate
 
 from models.kernel.settings import settings
+from models.tickets.events import PUBLIC_TOPICS
 from models.tickets.states import TICKET
 from models.tickets.tables import DEFAULT_TARGET, MAX_TIMEOUT_SECONDS, PRIORITIES
 from orchestrator_web.fields import Json, QueryInteger, StrictBoolean, StrictInteger
@@ -14,7 +15,10 @@ DEFAULT_TIMEOUT_SECONDS = 300
 LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
 DEEPEST_OFFSET = 10_000
 # The end is spelled so that Python and JSON Schema (ECMA-262) mean the same by it.
-TARGET = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}(?![\s\S])", error="must be 1 to 64 letters, digits or . _ : -")
+# `all`, however it is spelled, is the scope of an e-stop over every robot.
+TARGET_NAME = r"(?![Aa][Ll][Ll](?![\s\S]))[A-Za-z0-9._:-]{1,64}(?![\s\S])"
+TARGET = validate.Regexp("^" + TARGET_NAME, error="must be 1 to 64 letters, digits or . _ : -, and not all")
+TICKET_ID = r"^tick-[0-9]{8}-[0-9a-f]{8}(?![\s\S])"
 STATES = tuple(TICKET.edges)
 
 
@@ -128,6 +132,39 @@ class Health(Schema):
     version = fields.String(required=True)
     status = fields.String(required=True)
     tickets = fields.Nested(TicketCounts, required=True)
+
+
+class EventQuery(Schema):
+    """Which events a stream tells, and from where on."""
+
+    class Meta:
+        unknown = RAISE
+
+    ticket_id = fields.String(validate=validate.Regexp(TICKET_ID, error="must be the id of a ticket"))
+    command = fields.String(validate=validate.Length(max=LONGEST_COMMAND))
+    target = fields.String(validate=TARGET)
+    topic = fields.String(validate=validate.OneOf(PUBLIC_TOPICS))
+    after = fields.String(
+        validate=validate.Length(1, 64),
+        metadata={"description": "`id` of the last event read, or `earliest`; without it the stream begins now"},
+    )
+
+
+class TicketEvent(Schema):
+    """Something that happened to a ticket."""
+
+    id = fields.String(required=True, metadata={"description": "the cursor to resume from"})
+    seq = fields.Integer(required=True, metadata={"description": "grows, with gaps"})
+    type = fields.String(required=True, validate=validate.OneOf(PUBLIC_TOPICS))
+    ticket_id = fields.String(required=True)
+    command = fields.String(required=True, allow_none=True)
+    target = fields.String(required=True, allow_none=True)
+    revision = fields.Integer(required=True, metadata={"description": "of the ticket, after the move; 0 for a note"})
+    from_ = fields.String(required=True, allow_none=True, data_key="from")
+    to = fields.String(required=True, allow_none=True)
+    at = fields.String(required=True, metadata={"format": "date-time"})
+    correlation_id = fields.String(required=True)
+    data = Json(required=True, metadata={"description": "the whole public record, such as an outcome"})
 
 
 class MetricItem(Schema):

@@ -20,6 +20,8 @@ from tests.tasks.owed import Owed, change, rows
 class Stopper:
     """A driver that only stops, or refuses to for robots named in `deaf`."""
 
+    obeys_fences = True
+
     def __init__(self) -> None:
         self.stopped: list[tuple[str, int, str]] = []
         self.deaf: set[str] = set()

@@ -235,7 +235,7 @@ def test_a_database_that_is_away_before_the_driver_is_called_moves_nothing(
     driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = owed("drive")
-    monkeypatch.setattr(tasks, "is_live", fails_with(Unavailable("away", code="database_unavailable")))
+    monkeypatch.setattr(tasks, "find_clearance", fails_with(Unavailable("away", code="database_unavailable")))
     assert execute(job) == "failed"
     assert job.ticket["error_code"] == "database_unavailable"
     assert driver.commands == []

@@ -57,6 +57,8 @@ NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, htt
 class HttpDriver:
     """Robots behind an actuator bus at `url`. `timeout` bounds, in seconds, each wait for one answer."""
 
+    obeys_fences = False  # some do: nothing in the contract says so
+
     def __init__(self, url: str, timeout: float) -> None:
         self.address = url.rstrip("/") + "/actuate"
         self.timeout = timeout

@@ -49,6 +49,8 @@ T = TypeVar("T")
 class SimDriver:
     """Robots whose state is a row. `time_scale` is simulated seconds in one real second."""
 
+    obeys_fences = True
+
     def __init__(self, time_scale: float) -> None:
         self.time_scale = time_scale
 
