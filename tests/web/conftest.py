@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 
-from orchestrator_web import auth, hints
+from orchestrator_web import auth, guesses, hints, ratelimit
 from orchestrator_web.app import create_app
 from tests.web.service import Api, key_with
 
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """What a web process keeps for itself starts empty: proved credentials, the Redis client."""
+    """What a web process keeps for itself starts empty: proved credentials, counts, Redis clients."""
     forget()
     yield
     forget()
@@ -22,6 +22,8 @@ def fresh_process() -> Iterator[None]:
 
 def forget() -> None:
     auth.cache.clear()
+    guesses.guessers.clear()
+    ratelimit.forget()
     if hints.client.cache_info().currsize:
         hints.client().close()
     hints.client.cache_clear()
