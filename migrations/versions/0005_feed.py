@@ -1,4 +1,4 @@
-"""What retention needs."""
+"""Nothing: streams and retention read what is there. The number stays in the chain."""
 
 from __future__ import annotations
 
