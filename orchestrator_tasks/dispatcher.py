@@ -19,6 +19,7 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_tasks import hints, publisher
 from orchestrator_tasks.app import app
+from orchestrator_tasks.kernel.feeder import Feeder
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, dispatcher.stop)
     presence = Presence("dispatcher").start()
+    feeder = Feeder().start()
     log.info("dispatching")
     dispatcher.run()
+    feeder.stop()
     presence.stop()
 
 

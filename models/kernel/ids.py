@@ -22,6 +22,11 @@ def new_key_id() -> str:
     return secrets.token_hex(6)
 
 
+def new_signing_key() -> bytes:
+    """256 random bits; Standard Webhooks asks for 192 to 512."""
+    return secrets.token_bytes(32)
+
+
 def correlation_id(offered: str | None) -> str:
     """The caller's correlation id when it is usable, else a new one."""
     if offered and CORRELATION_ID.fullmatch(offered):

@@ -101,7 +101,8 @@ def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
     if spec.lane is not None:
         lane = as_column(spec.lane, Text)
         others = jobs.alias("others")
-        ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority).exists()
+        due = others.c.run_at <= func.clock_timestamp()  # what rests until it is tried again holds nobody up
+        ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority, due).exists()
         turn = func.row_number().over(partition_by=lane, order_by=(priority, moved.c.id))
         values |= {"lane": lane, "waits": and_(lane.is_not(None), or_(turn > 1, ahead))}
     source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
