@@ -102,6 +102,25 @@ def test_a_name_that_makes_no_sense_is_refused_here_and_by_the_database(connecti
         connection.execute(by_hand, {"name": name})
 
 
+def test_a_tenant_that_makes_no_sense_is_refused_here_and_by_the_database(connection: Connection) -> None:
+    with pytest.raises(Invalid, match="tenant"):
+        clients.create_client(connection, "ada", ["read"], tenant="a b")
+    with pytest.raises(IntegrityError, match="clients_tenant_check"):
+        connection.execute(text("INSERT INTO clients (name, permissions, tenant) VALUES ('ada', '{read}', 'a b')"))
+
+
+def test_what_is_done_by_hand_is_told_to_the_ledger_too(connection: Connection, key: str) -> None:
+    clients.set_enabled(connection, "ada", False)
+    clients.set_enabled(connection, "nobody", False)
+    clients.revoke_key(connection, key_id(key))
+    clients.revoke_key(connection, key_id(key))
+    told = connection.execute(text("SELECT topic, subject_id, actor, body FROM ledger WHERE subject_kind = 'client'"))
+    rows = told.all()
+    topics = ["client.set", "client.key_issued", "client.disabled", "client.key_revoked"]
+    assert [tuple(row)[:3] for row in rows] == [(topic, "ada", "operator") for topic in topics]
+    assert key.split("_", 2)[2] not in str(rows)
+
+
 def test_admin_implies_the_other_permissions() -> None:
     def caller(*permissions: str) -> Caller:
         return Caller("x", "default", frozenset(permissions), "c")
