@@ -149,7 +149,8 @@ def next_page(connection: Connection, act: Act, operation: Row) -> Page:
 
 def order_of(operation: Row) -> Order:
     caller = Caller(operation["created_by"], operation["tenant"], frozenset(), operation["correlation_id"])
-    return Order(operation["options"], operation["ids"] is not None, float(operation["seconds_left"]), caller)
+    named, left = operation["ids"] is not None, float(operation["seconds_left"])
+    return Order(operation["options"], named, left, operation["asked_at"], caller)
 
 
 def counted(operation: Row, page: Page, outcome: Outcome) -> dict[str, Any]:
@@ -231,10 +232,11 @@ def cancel_operation(connection: Connection, operation_id: str, caller: Caller) 
     raise Conflict("The operation keeps changing; try again", code="contended")
 
 
-def resume_operations(connection: Connection, operation_ids: Sequence[str], caller: Caller) -> Mapping[str, str]:
+def resume_operations(connection: Connection, operation_ids: Sequence[str], order: Order) -> Mapping[str, str]:
     """Let failed operations go on from where they stood; answers why the others do not."""
     rows = [{"id": operation_id} for operation_id in operation_ids]
-    moved: Rows = bulk_moves.RESUME(connection, rows, actor=caller.name, correlation_id=caller.correlation_id)
+    who = order.caller
+    moved: Rows = bulk_moves.RESUME(connection, rows, actor=who.name, correlation_id=who.correlation_id)
     return dict.fromkeys(set(operation_ids) - {row["id"] for row in moved}, "operation_not_failed")
 
 

@@ -14,14 +14,15 @@ from models.kernel.clients import Caller
 
 @dataclass(frozen=True)
 class Order:
-    """What an act is told beside the ids: who asked, with which options, and the seconds that are left.
+    """What an act is told beside the ids: who asked and when, with which options, and the seconds that are left.
 
-    `named` says whether the ids are the caller's own, or a filter's.
+    `named` says whether the ids are the caller's own, or a filter's; `asked_at` is None for what is asked just now.
     """
 
     options: Mapping[str, Any]
     named: bool
     seconds_left: float
+    asked_at: datetime | None
     caller: Caller
 
 

@@ -55,7 +55,7 @@ NOT_REPLAYABLE = "not_replayable"
 ALREADY_REPLAYED = "already_replayed"
 
 Replay = Callable[[Connection, str], object]
-Replays = Callable[[Connection, Sequence[str], Caller], Mapping[str, str]]
+Replays = Callable[[Connection, Sequence[str], Order], Mapping[str, str]]
 """Sets subjects going again, by their ids; answers the code of each that it refuses."""
 
 REPLAYS: dict[str, Replays] = {}
@@ -121,15 +121,20 @@ def replay_letter(connection: Connection, letter_id: int, replay: Replay, actor:
     replay(connection, subject)
 
 
-def replay_as_registered(connection: Connection, letter_id: int, caller: Caller) -> Mapping[str, Any]:
+def replay_as_registered(
+    connection: Connection, letter_id: int, caller: Caller, *, expires_in_seconds: float
+) -> Mapping[str, Any]:
     """Replay one letter the way its task is replayed, in the caller's transaction; answers it with its stamp.
+
+    What is set going may not start later than in `expires_in_seconds`.
 
     Raises NotFound; Conflict when it was replayed before, cannot be, or the subject's state forbids it.
     """
     task = get_letter(connection, letter_id)["task"]
+    order = Order({}, True, expires_in_seconds, None, caller)
 
     def replay(connection: Connection, subject_id: str) -> None:
-        refused = refusals_of_replay(connection, task, [subject_id], caller)
+        refused = refusals_of_replay(connection, task, [subject_id], order)
         if refused:
             raise Conflict(f"{subject_id} is not set going again: {refused[subject_id]}", code=refused[subject_id])
 
@@ -138,12 +143,12 @@ def replay_as_registered(connection: Connection, letter_id: int, caller: Caller)
 
 
 def refusals_of_replay(
-    connection: Connection, task: str, subject_ids: Sequence[str], caller: Caller
+    connection: Connection, task: str, subject_ids: Sequence[str], order: Order
 ) -> Mapping[str, str]:
     """Set the subjects going again as far as possible; answers the code of each that was refused."""
     if task not in REPLAYS:
         return dict.fromkeys(subject_ids, NOT_REPLAYABLE)
-    return REPLAYS[task](connection, subject_ids, caller)
+    return REPLAYS[task](connection, subject_ids, order)
 
 
 def replay_letters(connection: Connection, letter_ids: Sequence[str], order: Order) -> Outcome:
@@ -154,7 +159,7 @@ def replay_letters(connection: Connection, letter_ids: Sequence[str], order: Ord
     refused = dict.fromkeys(set(letter_ids) - {str(letter.id) for letter in letters}, ALREADY_REPLAYED)
     for task in sorted({letter.task for letter in letters}):
         mine = [letter for letter in letters if letter.task == task]
-        why = refusals_of_replay(connection, task, sorted({letter.subject_id for letter in mine}), order.caller)
+        why = refusals_of_replay(connection, task, sorted({letter.subject_id for letter in mine}), order)
         refused |= {str(letter.id): why[letter.subject_id] for letter in mine if letter.subject_id in why}
     done = [letter.id for letter in letters if str(letter.id) not in refused]
     stamp = {"replayed_at": func.clock_timestamp(), "replayed_by": order.caller.name}

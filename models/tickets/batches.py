@@ -11,53 +11,62 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select, tuple_, union_all
+from sqlalchemy import Connection, and_, exists, func, select, tuple_, union_all
 
 from models.kernel import bulk, bulk_acts, bulk_moves, dead_letters
 from models.kernel.bulk_acts import Act, Order, Outcome, Page
-from models.kernel.clients import Caller
-from models.kernel.settings import settings
+from models.kernel.latch import barred_since, latches
 from models.kernel.transition import Rows, Transition
 from models.tickets import transitions
 from models.tickets.operations import CONTENDED_TRIES, refusal_of
 from models.tickets.queries import matching
 from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL
-from models.tickets.tables import tickets
+from models.tickets.tables import EVERYTHING, tickets
 
 EXECUTE, CANCEL, REPLAY = "tickets.execute", "tickets.cancel", "tickets.replay"
 FOUND_BY_FILTER = {EXECUTE: (PENDING,), CANCEL: (PENDING, QUEUED, EXECUTING), REPLAY: (FAILED, CANCELLED)}
-
-COLUMNS = {"status": "state"}
 
 AGAIN = transitions.accepting(TERMINAL)
 AGAIN_UNLESS_COMPLETED = transitions.accepting(frozenset(FOUND_BY_FILTER[REPLAY]))
 
 
 def execute_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
-    return accept_many(connection, transitions.ACCEPT, ticket_ids, order.caller, order.seconds_left)
+    return accept_many(connection, transitions.ACCEPT, ticket_ids, order)
 
 
 def replay_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
     act = AGAIN if order.named else AGAIN_UNLESS_COMPLETED
-    return accept_many(connection, act, ticket_ids, order.caller, order.seconds_left)
+    return accept_many(connection, act, ticket_ids, order)
 
 
-def replay_dead(connection: Connection, ticket_ids: Sequence[str], caller: Caller) -> Mapping[str, str]:
+def replay_dead(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Mapping[str, str]:
     """Set tickets going again that left dead letters; one that has completed since stays as it is."""
-    expiry = settings().execute_expiry_seconds
-    return accept_many(connection, AGAIN_UNLESS_COMPLETED, ticket_ids, caller, expiry).refused
+    return accept_many(connection, AGAIN_UNLESS_COMPLETED, ticket_ids, order).refused
 
 
-def accept_many(
-    connection: Connection, act: Transition, ticket_ids: Sequence[str], caller: Caller, seconds_left: float
-) -> Outcome:
-    given = {"expires_in_seconds": seconds_left, "correlation_id": caller.correlation_id}
-    rows = [{"id": ticket_id, **given} for ticket_id in ticket_ids]
-    moved = act(connection, rows, actor=caller.name, correlation_id=caller.correlation_id)
+def accept_many(connection: Connection, act: Transition, ticket_ids: Sequence[str], order: Order) -> Outcome:
+    """Set tickets going, but none that an e-stop has held back since they were ordered: a release starts nothing."""
+    caller = order.caller
+    barred = list_barred(connection, ticket_ids, order)
+    given = {"expires_in_seconds": order.seconds_left, "correlation_id": caller.correlation_id}
+    rows = [{"id": ticket_id, **given} for ticket_id in ticket_ids if ticket_id not in barred]
+    moved = act(connection, rows, actor=caller.name, correlation_id=caller.correlation_id) if rows else []
     if any(row["command"] in transitions.STOPPING for row in moved):
         connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))
-    refused = why_not(connection, set(ticket_ids) - {row["id"] for row in moved})
-    return Outcome(len(moved), refused)
+    left = set(ticket_ids) - {row["id"] for row in moved}
+    return Outcome(len(moved), why_not(connection, left, act, order))
+
+
+def is_barred(order: Order) -> Any:
+    """The condition that an e-stop has been engaged over a ticket's robot since the order, or still is."""
+    moment = func.clock_timestamp() if order.asked_at is None else order.asked_at
+    over = latches.c.scope.in_((EVERYTHING, tickets.c.target))
+    return and_(tickets.c.command.not_in(transitions.STOPPING), exists().where(over, barred_since(moment)))
+
+
+def list_barred(connection: Connection, ticket_ids: Sequence[str], order: Order) -> set[str]:
+    mine = tickets.c.id.in_(sorted(ticket_ids))
+    return set(connection.scalars(select(tickets.c.id).where(mine, is_barred(order))))
 
 
 def cancel_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
@@ -69,22 +78,29 @@ def cancel_many(connection: Connection, ticket_ids: Sequence[str], order: Order)
             tickets.c.id.in_(sorted(left)), tickets.c.state.not_in(sorted(TERMINAL))
         )
         verdict = {"error": f"Cancelled by {order.caller.name}", "error_code": "cancelled"}
-        rows = [{**seen, **verdict} for seen in connection.execute(going).mappings()]
+        rows = [{"id": seen.id, "revision": seen.revision, **verdict} for seen in connection.execute(going)]
         if not rows:
             break
         now = transitions.CANCEL(connection, rows, actor=order.caller.name, correlation_id=order.caller.correlation_id)
         moved += now
         left -= {row["id"] for row in now}
-    return Outcome(len(moved), why_not(connection, left), ended=[row["id"] for row in moved])
+    return Outcome(len(moved), why_not(connection, left, transitions.CANCEL, order), ended=[row["id"] for row in moved])
 
 
-def why_not(connection: Connection, ticket_ids: set[str]) -> dict[str, str]:
+def why_not(connection: Connection, ticket_ids: set[str], act: Transition, order: Order) -> dict[str, str]:
     """The code of each of these that was left as it is, read in a statement of its own."""
     if not ticket_ids:
         return {}
-    present = select(tickets.c.id, tickets.c.state).where(tickets.c.id.in_(sorted(ticket_ids)))
-    codes = {row.id: refusal_of(row.state).code for row in connection.execute(present)}
+    asked = select(tickets.c.id, tickets.c.state, is_barred(order).label("barred"))
+    present = connection.execute(asked.where(tickets.c.id.in_(sorted(ticket_ids))))
+    codes = {row.id: code_of(row.state, row.barred, act) for row in present}
     return {ticket_id: codes.get(ticket_id, "ticket_not_found") for ticket_id in sorted(ticket_ids)}
+
+
+def code_of(state: str, barred: bool, act: Transition) -> str:
+    if state not in act.sources:
+        return refusal_of(state).code
+    return transitions.EMERGENCY_STOP if barred else "contended"
 
 
 def list_next(
@@ -101,7 +117,7 @@ def list_next(
     One state at a time runs along its index, so that a few failed ones are found among millions that completed.
     """
     exact = {name: value for name, value in filters.items() if name in tickets.c}
-    states = [exact.pop("state")] if "state" in exact else states
+    states = [filters["status"]] if "status" in filters else states
     wanted = [matching(exact), tickets.c.created_at <= until]
     if "created_before" in filters:
         wanted.append(tickets.c.created_at < datetime.fromisoformat(filters["created_before"]))

@@ -13,6 +13,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate, valida
 from models.kernel import bulk, dead_letters
 from models.kernel.errors import NotFound
 from models.kernel.session import statement
+from models.kernel.settings import settings
 from orchestrator_web import hints, paging
 from orchestrator_web.auth import requires
 from orchestrator_web.fields import QueryInteger
@@ -113,7 +114,9 @@ def replay_dead_letter(connection: Any, letter_id: str) -> Response:
     """Set what died going again, once. 409 when that was done before or its present state forbids it."""
     if not NUMBER.fullmatch(letter_id):
         raise NotFound("There is no such dead letter", code="letter_not_found")
-    letter = dead_letters.replay_as_registered(connection, int(letter_id), g.caller)
+    letter = dead_letters.replay_as_registered(
+        connection, int(letter_id), g.caller, expires_in_seconds=settings().execute_expiry_seconds
+    )
     g.subject = (letter["subject_kind"], letter["subject_id"])
     after_commit(hints.work_is_owed)
     return answer(shown(letter))
@@ -126,4 +129,8 @@ def replay_dead_letter(connection: Any, letter_id: str) -> Response:
 @creating
 def replay_dead_letters(connection: Any, wanted: dict[str, Any]) -> Response:
     """Set all going again that a filter finds; answers the operation that does it."""
-    return accepted(bulk.ask_operation(connection, dead_letters.REPLAY, g.caller, filter=wanted["filter"]))
+    expires = settings().execute_expiry_seconds
+    row = bulk.ask_operation(
+        connection, dead_letters.REPLAY, g.caller, filter=wanted["filter"], expires_in_seconds=expires
+    )
+    return accepted(row)

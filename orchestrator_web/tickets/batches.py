@@ -76,13 +76,6 @@ class CreatedBatch(Schema):
     tickets = fields.List(fields.Nested(TicketSchema), required=True, metadata={"description": "in the order given"})
 
 
-def are_distinct(ids: list[str]) -> None:
-    first = {ticket_id: index for index, ticket_id in reversed(list(enumerate(ids)))}
-    repeated = {n: [f"repeats /ids/{first[name]}"] for n, name in enumerate(ids) if first[name] != n}
-    if repeated:
-        raise ValidationError(repeated)  # type: ignore[arg-type]
-
-
 class TicketFilter(Schema):
     """Which tickets, of those that existed when the operation was asked for; at least one member."""
 
@@ -119,12 +112,20 @@ class TicketSelection(Schema):
     class Meta:
         unknown = RAISE
 
-    ids = BoundedList(fields.String(validate=TICKET_ID), validate=[validate.Length(1, MOST), are_distinct])
+    ids = BoundedList(fields.String(validate=TICKET_ID), validate=validate.Length(1, MOST))
 
     @validates_schema
     def is_one_of_both(self, data: dict[str, Any], **_: Any) -> None:
         if ("ids" in data) == ("filter" in data):
             raise ValidationError("give ids or filter, one of both")
+
+    @validates_schema
+    def are_distinct(self, data: dict[str, Any], **_: Any) -> None:
+        first: dict[str, int] = {}
+        found = ((index, first.setdefault(ticket_id, index)) for index, ticket_id in enumerate(data.get("ids", [])))
+        repeated = {index: [f"repeats /ids/{earlier}"] for index, earlier in found if earlier != index}
+        if repeated:
+            raise ValidationError({"ids": repeated})
 
 
 def expiry() -> Any:
@@ -194,7 +195,7 @@ def replay_tickets(connection: Any, wanted: dict[str, Any]) -> Response:
 
 
 def ask(connection: Any, act: str, wanted: dict[str, Any]) -> Response:
-    filters = {batches.COLUMNS.get(name, name): plain(value) for name, value in wanted.get("filter", {}).items()}
+    filters = {name: plain(value) for name, value in wanted.get("filter", {}).items()}
     expires = float(wanted.get("expires_in_seconds", bulk.DEFAULT_EXPIRY_SECONDS))
     row = bulk.ask_operation(
         connection, act, g.caller, ids=wanted.get("ids"), filter=filters or None, expires_in_seconds=expires

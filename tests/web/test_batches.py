@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.web.service import DRIVE, Api, assert_problem, counts, each, rows
+from tests.web.service import DRIVE, Api, assert_problem, counts, rows
 
 
 def batch(*tickets: Any) -> dict[str, Any]:
@@ -19,13 +19,17 @@ def test_a_thousand_tickets_are_created_by_one_request_in_the_order_given(api: A
     assert made["count"] == 1000
     assert [ticket["metadata"]["n"] for ticket in made["tickets"]] == list(range(1000))
     assert api.get(f"/ticket/{made['tickets'][7]['id']}").get_json() == made["tickets"][7]
-    (told,) = rows("SELECT count(*) AS n, count(DISTINCT correlation_id) AS c FROM ledger WHERE topic = 'ticket_created'")
+    (told,) = rows(
+        "SELECT count(*) AS n, count(DISTINCT correlation_id) AS c FROM ledger WHERE topic = 'ticket_created'"
+    )
     assert told == {"n": 1000, "c": 1}
 
 
 def test_one_bad_item_creates_none_and_is_named_by_its_index(api: Api) -> None:
     before = counts("ledger")
-    problem = assert_problem(api.post("/tickets/batch", json=batch(DRIVE, DRIVE, DRIVE, {**DRIVE, "priority": "x"})), 422)
+    problem = assert_problem(
+        api.post("/tickets/batch", json=batch(DRIVE, DRIVE, DRIVE, {**DRIVE, "priority": "x"})), 422
+    )
     (error,) = problem["errors"]
     assert (error["index"], error["pointer"]) == (3, "/tickets/3/priority")
     assert counts("ledger") == before
