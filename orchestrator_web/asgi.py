@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import MutableMapping
 from typing import Any
 
+from granian.utils.proxies import wrap_asgi_with_proxy_headers
+
 from models.kernel import clock, logs
+from models.kernel.errors import Unavailable
 from models.kernel.processes import Presence
 from models.kernel.settings import settings
 from orchestrator_web.app import create_app
 from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope, Send, plain_problem
+from orchestrator_web.headers import Guarded
+from orchestrator_web.idempotency import REPLAYED
 from orchestrator_web.outcomes import HEADER, LET_GO, Outcomes
-from orchestrator_web.tickets.streams import read_outcomes, render_outcome
+from orchestrator_web.streams import Streams
+from orchestrator_web.tickets.streams import read_outcomes, render_event, render_outcome
+from orchestrator_web.transports import Refusing, ServerSent, WebSocket
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +36,17 @@ class Application:
         chosen = settings()
         self.bridge = Bridge(create_app(), chosen.web_threads, chosen.max_body_bytes)
         self.outcomes: Outcomes | None = None
+        self.streams: Streams | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.live(receive, send)
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "There is no WebSocket here"})
+            handshake = {**scope, "method": "GET", "scheme": scope.get("scheme", "ws").replace("ws", "http")}
+            await self.serve(handshake, no_body, Refusing(send), WebSocket, receive)
         else:
-            await self.serve(scope, receive, send)
+            await self.serve(scope, receive, send, ServerSent, receive)
 
     async def live(self, receive: Receive, send: Send) -> None:
         """Start with the server, stop with it."""
@@ -44,23 +54,40 @@ class Application:
         presence = Presence("web").start()
         self.outcomes = Outcomes(read_outcomes)
         self.outcomes.start()
-        asyncio.get_running_loop().add_signal_handler(LET_GO, self.outcomes.over.set)
+        self.streams = Streams(render_event)
+        asyncio.get_running_loop().add_signal_handler(LET_GO, self.let_go)
         await send({"type": "lifespan.startup.complete"})
         while (await receive())["type"] != "lifespan.shutdown":
             pass
+        await self.streams.stop()
         await self.outcomes.stop()
         await asyncio.to_thread(presence.stop)
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def let_go(self) -> None:
+        """The server is about to stop: tell whoever waits or listens what is known."""
+        if self.outcomes is not None and self.streams is not None:
+            self.outcomes.over.set()
+            self.streams.end_all()
+
+    async def serve(
+        self, scope: Scope, receive: Receive, send: Send, transport: type[ServerSent | WebSocket], events: Receive
+    ) -> None:
+        """Answer one request, or stream what it asks for. `events` says what the client does meanwhile."""
         with contextlib.suppress(Disconnected):
             try:
                 answer = await self.bridge(scope, receive)
                 awaited = answer.take_header(HEADER)
                 if awaited is not None:
                     answer = await self.wait(answer, awaited, receive)
+                if answer.handover is not None and self.streams is not None:
+                    await self.streams.serve(answer.handover, transport(answer.headers, events, send))
+                    return
             except Disconnected:
                 raise
+            except Unavailable as error:
+                later = ("retry-after", str(math.ceil(error.retry_after)))
+                answer = plain_problem(scope, 503, error.code, error.message, later)
             except Exception:
                 log.exception("a request failed outside Flask")
                 answer = plain_problem(scope, 500, "internal", "Something went wrong")
@@ -72,6 +99,8 @@ class Application:
             return accepted
         ticket_id, execution, seconds = awaited.split(" ")
         began = clock.monotonic()
+        if accepted.header(REPLAYED):
+            self.outcomes.hear(ticket_id)  # it may have ended long ago, and no hint comes twice
         waiting = asyncio.create_task(
             self.outcomes.wait((ticket_id, int(execution)), float(seconds) + WAIT_MARGIN_SECONDS)
         )
@@ -93,11 +122,21 @@ class Application:
         return Answer(200, [*kept, ("Content-Length", str(len(body)))], body)
 
 
+async def no_body() -> MutableMapping[str, Any]:
+    return {"type": "http.request", "body": b""}
+
+
 async def disconnection(receive: Receive) -> None:
     message: MutableMapping[str, Any] = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
 
 
+def create_asgi() -> Any:
+    """The whole: trusted proxies say who calls, every answer carries its headers."""
+    chosen = settings()
+    return wrap_asgi_with_proxy_headers(Guarded(Application(), chosen), sorted(chosen.trusted_proxies))
+
+
 logs.configure("web")
-app = Application()
+app = create_asgi()

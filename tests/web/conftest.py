@@ -9,6 +9,7 @@ from flask import Flask
 
 from orchestrator_web import auth, guesses, hints, ratelimit
 from orchestrator_web.app import create_app
+from tests.web.server import Server, own_logs
 from tests.web.service import Api, key_with
 
 
@@ -48,3 +49,12 @@ def anonymous(app: Flask) -> Api:
 @pytest.fixture
 def reader(app: Flask) -> Api:
     return Api(app, key_with("read", name="reader"))
+
+
+@pytest.fixture
+def server(api: Api, admin_key: str) -> Iterator[Server]:
+    """A whole web process, called as the ASGI server would; `api` calls another on the same database."""
+    with own_logs():
+        from orchestrator_web.asgi import Application
+
+        yield Server(Application(), admin_key)
