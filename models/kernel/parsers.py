@@ -129,6 +129,14 @@ def origins(text: str) -> frozenset[str]:
     return found
 
 
+def networks(text: str) -> frozenset[str]:
+    """Addresses and networks (CIDR)."""
+    found = words(text)
+    for network in sorted(found):
+        ipaddress.ip_network(network)
+    return found
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -57,6 +57,13 @@ def list_fresh_roles(connection: Connection) -> set[str]:
     return set(connection.scalars(select(processes.c.role).where(fresh).distinct()))
 
 
+def has_fresh(connection: Connection, role: str, host: str) -> bool:
+    """Whether a process of this role on this host beat within FRESH_SECONDS."""
+    fresh = processes.c.beat_at > func.clock_timestamp() - seconds(FRESH_SECONDS)
+    mine = select(processes.c.id).where(processes.c.role == role, processes.c.host == host, fresh)
+    return connection.scalar(select(mine.exists())) is True
+
+
 def forget_silent(connection: Connection) -> int:
     """Delete the rows of processes that have been silent for FORGET_SECONDS."""
     silent = processes.c.beat_at < func.clock_timestamp() - seconds(FORGET_SECONDS)

@@ -22,6 +22,7 @@ from models.kernel.parsers import (
     flag,
     is_loopback,
     mqtt_url,
+    networks,
     number,
     one_of,
     origins,
@@ -73,6 +74,9 @@ class Settings:
     max_body_bytes: int = setting(whole(1024, 64 * 2**20), 2**20, "largest request body")
     rate_limit: int = setting(whole(0, 10**6), 1000, "requests a second of one client; 0 means no limit")
     cors_origins: frozenset[str] = setting(origins, frozenset(), "origins whose pages may call the API")
+    trusted_proxies: frozenset[str] = setting(
+        networks, frozenset(), "addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed"
+    )
     hsts_seconds: int = setting(whole(0, 10**9), 0, "Strict-Transport-Security; 0 sends none (TLS ends elsewhere)")
     stream_readers: int = setting(whole(1, 100_000), 2000, "open event streams in each web process")
     stream_buffer: int = setting(whole(10, 100_000), 1000, "events a slow reader may be behind before it is cut off")

@@ -46,7 +46,7 @@ def test_flower_shows_the_workers_with_their_queues(service: Running) -> None:
             if "active_queues" in facts
         }
 
-    wanted = {"io": {"io"}, "cpu": {"cpu", "system"}}
+    wanted = {"io": {"io"}, "system": {"system", "hooks"}, "cpu": {"cpu"}}
     eventually(lambda: queues() == wanted, within=30, what=f"Flower knows {wanted}")
 
 
