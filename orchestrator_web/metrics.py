@@ -19,7 +19,7 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.tallies import read_tallies
 
-KINDS = ("ticket", "schedule")
+KINDS = ("ticket", "schedule", "latch")
 MS_IN_SECOND = 1000.0
 
 UNAUTHENTICATED = Counter("orchestrator_unauthenticated", "Requests without a valid credential", ["code"])
