@@ -15,10 +15,11 @@ from sqlalchemy import Column, Connection, MetaData, Select, Table, Text, select
 
 from models.kernel.settings import settings
 from models.kernel.tallies import tally_position
+from models.kernel.webhook_tables import webhook_position
 
 log = logging.getLogger(__name__)
 
-READERS: list[Table] = [tally_position]
+READERS: list[Table] = [tally_position, webhook_position]
 """Whoever reads the ledger on and on: tables of one row, whose `seq` says up to where everything was read."""
 
 _PARTITIONS = r"""

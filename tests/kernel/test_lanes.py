@@ -135,6 +135,16 @@ def test_the_sweep_leaves_lanes_alone_in_which_somebody_is_ready_or_at_work(conn
     assert wake_lanes(connection) == 0
 
 
+def test_what_rests_until_its_retry_holds_up_nobody_of_its_lane(connection: Connection) -> None:
+    (first,) = parcel.send(connection, "a", van="v")
+    parcel.retry(connection, parcel.take_one(connection, first), delay_seconds=60)
+    parcel.send(connection, "b", "c", van="v")
+    assert waits(connection, "a", "b", "c") == [False, False, True]
+    connection.execute(text("UPDATE jobs SET waits = true WHERE subject_id = 'b'"))  # a wake-up was raced away
+    assert wake_lanes(connection) == 1
+    assert waits(connection, "a", "b", "c") == [False, False, True]
+
+
 def test_the_sweep_does_not_wait_for_whoever_changes_a_waiter(connection: Connection) -> None:
     for van in ("v", "w"):
         parcel.send(connection, f"a-{van}", van=van)

@@ -9,6 +9,7 @@ from models.kernel.ledger import note
 from models.kernel.retention import drop_old_partitions, get_earliest_seq
 from models.kernel.session import transaction
 from models.kernel.tallies import roll_tallies
+from models.kernel.webhook_feed import feed_webhooks
 from tests.conftest import forget
 from tests.kernel.races import alone
 
@@ -42,6 +43,7 @@ def written(connection: Connection) -> Connection:
     write(connection, 10_000_001, 0)
     while connection.scalar(text("SELECT seq FROM tally_position")) < 10_000_001:
         assert roll_tallies(connection, at_most=10_000_000)
+    feed_webhooks()
     return connection
 
 
@@ -78,13 +80,14 @@ def test_the_history_of_a_live_subject_is_kept_until_it_has_ended(
     assert drop() == [FIRST, SECOND]
 
 
+@pytest.mark.parametrize("reader", ["tally_position", "webhook_position"])
 def test_what_a_reader_of_the_ledger_has_not_passed_is_kept(
-    written: Connection, environment: pytest.MonkeyPatch
+    written: Connection, environment: pytest.MonkeyPatch, reader: str
 ) -> None:
     keep(environment, 30)
-    alone(lambda c: c.execute(text("UPDATE tally_position SET seq = 9999999")))
+    alone(lambda c: c.execute(text(f"UPDATE {reader} SET seq = 9999999")))
     assert drop() == [FIRST]
-    alone(lambda c: c.execute(text("UPDATE tally_position SET seq = 10000000")))
+    alone(lambda c: c.execute(text(f"UPDATE {reader} SET seq = 10000000")))
     assert drop() == [SECOND]
 
 

@@ -45,8 +45,8 @@ class Receiver(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         self.requests: list[Request] = []
         self.acts: list[Act] = []
         self.act = status(204)
@@ -99,8 +99,8 @@ def flood(handler: Handler) -> None:
 
 
 @contextlib.contextmanager
-def receiving() -> Iterator[Receiver]:
-    with Receiver() as server:
+def receiving(kind: type[Receiver] = Receiver, address: str = "127.0.0.1") -> Iterator[Receiver]:
+    with kind(address) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
