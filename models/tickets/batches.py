@@ -7,11 +7,12 @@ failed and the cancelled, and only who names a completed ticket by its id runs i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, select, tuple_, union_all
+from sqlalchemy import Connection, Text, and_, exists, func, literal, select, tuple_, union_all
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from models.kernel import bulk, bulk_acts, bulk_moves, dead_letters
 from models.kernel.bulk_acts import Act, Order, Outcome, Page
@@ -57,6 +58,11 @@ def accept_many(connection: Connection, act: Transition, ticket_ids: Sequence[st
     return Outcome(len(moved), why_not(connection, left, act, order))
 
 
+def named(ticket_ids: Iterable[str]) -> Any:
+    """The condition that a ticket is one of these."""
+    return tickets.c.id == func.any(literal(sorted(ticket_ids), ARRAY(Text)))
+
+
 def is_barred(order: Order) -> Any:
     """The condition that an e-stop has been engaged over a ticket's robot since the order, or still is."""
     moment = func.clock_timestamp() if order.asked_at is None else order.asked_at
@@ -65,8 +71,7 @@ def is_barred(order: Order) -> Any:
 
 
 def list_barred(connection: Connection, ticket_ids: Sequence[str], order: Order) -> set[str]:
-    mine = tickets.c.id.in_(sorted(ticket_ids))
-    return set(connection.scalars(select(tickets.c.id).where(mine, is_barred(order))))
+    return set(connection.scalars(select(tickets.c.id).where(named(ticket_ids), is_barred(order))))
 
 
 def cancel_many(connection: Connection, ticket_ids: Sequence[str], order: Order) -> Outcome:
@@ -74,9 +79,7 @@ def cancel_many(connection: Connection, ticket_ids: Sequence[str], order: Order)
     moved: Rows = []
     left = set(ticket_ids)
     for _ in range(CONTENDED_TRIES):
-        going = select(tickets.c.id, tickets.c.revision).where(
-            tickets.c.id.in_(sorted(left)), tickets.c.state.not_in(sorted(TERMINAL))
-        )
+        going = select(tickets.c.id, tickets.c.revision).where(named(left), tickets.c.state.not_in(sorted(TERMINAL)))
         verdict = {"error": f"Cancelled by {order.caller.name}", "error_code": "cancelled"}
         rows = [{"id": seen.id, "revision": seen.revision, **verdict} for seen in connection.execute(going)]
         if not rows:
@@ -92,7 +95,7 @@ def why_not(connection: Connection, ticket_ids: set[str], act: Transition, order
     if not ticket_ids:
         return {}
     asked = select(tickets.c.id, tickets.c.state, is_barred(order).label("barred"))
-    present = connection.execute(asked.where(tickets.c.id.in_(sorted(ticket_ids))))
+    present = connection.execute(asked.where(named(ticket_ids)))
     codes = {row.id: code_of(row.state, row.barred, act) for row in present}
     return {ticket_id: codes.get(ticket_id, "ticket_not_found") for ticket_id in sorted(ticket_ids)}
 
