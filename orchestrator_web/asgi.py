@@ -26,6 +26,7 @@ from orchestrator_web.transports import Refusing, ServerSent, WebSocket
 
 log = logging.getLogger(__name__)
 
+FAILURES = 400
 WAIT_MARGIN_SECONDS = 60.0  # for the lease of a worker that falls silent to run out and be reaped
 
 
@@ -83,6 +84,8 @@ class Application:
                 if answer.handover is not None and self.streams is not None:
                     await self.streams.serve(answer.handover, transport(answer.headers, events, send))
                     return
+                if scope["type"] == "websocket" and answer.status < FAILURES:
+                    answer = plain_problem(scope, 404, "not_found", "There is no WebSocket here")
             except Disconnected:
                 raise
             except Unavailable as error:

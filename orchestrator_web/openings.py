@@ -7,9 +7,11 @@ and a status. What it allows it leaves in the request's environ, for the event l
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from flask import Response, g, request
+from marshmallow import EXCLUDE, Schema, fields
 
 from models.kernel.errors import Forbidden
 from models.kernel.feed import Selection, check_kept
@@ -23,38 +25,43 @@ from orchestrator_web.cursors import read_event_cursor, refused
 from orchestrator_web.streams import Opening
 
 EARLIEST = "earliest"
-LAST_EVENT_ID = {
-    "in": "header",
-    "name": "Last-Event-ID",
-    "schema": {"type": "string"},
-    "description": "the id of the last event that was read; it goes before `after`",
-}
 
 
-def open_stream(stream: str, selection: Selection, after: str | None) -> Response:
-    """Allow a stream of server-sent events. Raises Invalid, CursorExpired."""
-    hand_over(stream, selection, after)
-    opened = Response(status=200, content_type="text/event-stream")
-    opened.headers["X-Accel-Buffering"] = "no"  # else nginx would hold events back
-    return opened
+class Resumption(Schema):
+    """How a client that reconnects says how far it has come."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    last_event_id = fields.String(
+        data_key="Last-Event-ID",
+        metadata={"description": "`id` of the last event that was read; it goes before `after`"},
+    )
 
 
-def open_websocket(stream: str, selection: Selection, after: str | None) -> Response:
-    """Allow a WebSocket. Raises as `open_stream` does, and Forbidden for a page of another origin."""
+def open_stream(stream: str, selection: Selection, place: int | None) -> Response:
+    """Allow a stream of server-sent events from a place on."""
+    hand_over(stream, selection, place)
+    allowed = Response(status=200, content_type="text/event-stream")
+    allowed.headers["X-Accel-Buffering"] = "no"  # else nginx would hold events back
+    return allowed
+
+
+def open_websocket(stream: str, selection: Selection, place: int | None) -> Response:
+    """Allow a WebSocket. Raises Forbidden for a page of another origin."""
     if not request.environ.get(HANDSHAKE):
         plain = problems.problem(426, "upgrade_required", "This is a WebSocket: connect with a handshake (RFC 6455)")
         plain.headers["Upgrade"] = "websocket"
         return plain
     origin = request.headers.get("Origin")
-    # the handshake carries no credential that a page could borrow, but without any the loopback may be open to all
+    # A page can borrow no credential, but where ANONYMOUS_PERMISSIONS are set it needs none, and no CORS holds it back.
     if origin and urlsplit(origin).netloc != request.host and origin not in settings().cors_origins:
         raise Forbidden("Pages of this origin may not connect", code="origin_not_allowed")
-    hand_over(stream, selection, after)
+    hand_over(stream, selection, place)
     return Response(status=200)
 
 
-def hand_over(stream: str, selection: Selection, after: str | None) -> None:
-    place = find_place(stream, after)
+def hand_over(stream: str, selection: Selection, place: int | None) -> None:
     if request.method != "GET":  # HEAD asks for the headers alone
         return
     credential = auth.offered_credential()
@@ -69,16 +76,16 @@ def hand_over(stream: str, selection: Selection, after: str | None) -> None:
     )
 
 
-def find_place(stream: str, after: str | None) -> int | None:
-    """The seq behind which the stream begins; None means now. Raises Invalid, CursorExpired."""
-    last = request.headers.get("Last-Event-ID")
-    if not last and after is None:
+def find_place(stream: str, query: Mapping[str, str], headers: Mapping[str, str]) -> int | None:
+    """The seq behind which a stream begins; None means now. Raises Invalid, CursorExpired."""
+    pointer = "/Last-Event-ID" if headers.get("last_event_id") else "/after"
+    cursor = headers.get("last_event_id") or query.get("after")
+    if cursor is None:
         return None
     with statement() as connection:
-        if not last and after == EARLIEST:
+        if pointer == "/after" and cursor == EARLIEST:
             return get_earliest_seq(connection) - 1
-        pointer = "/Last-Event-ID" if last else "/after"
-        place = read_event_cursor(stream, last or str(after), pointer)
+        place = read_event_cursor(stream, cursor, pointer)
         check_kept(connection, place)
         if place > get_last_seq(connection):
             raise refused(pointer)  # of a ledger that was set back

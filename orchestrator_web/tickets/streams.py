@@ -17,7 +17,7 @@ from orchestrator_web.auth import requires
 from orchestrator_web.cursors import write_event_cursor
 from orchestrator_web.feed import Event
 from orchestrator_web.json import dumps
-from orchestrator_web.openings import LAST_EVENT_ID, open_stream, open_websocket
+from orchestrator_web.openings import Resumption, find_place, open_stream, open_websocket
 from orchestrator_web.parsing import StrictParser
 from orchestrator_web.tickets import answers, schemas
 
@@ -29,35 +29,35 @@ blueprint.ARGUMENTS_PARSER = StrictParser()
 
 @blueprint.get("/tickets/events")
 @blueprint.arguments(schemas.EventQuery(), location="query")
+@blueprint.arguments(Resumption(), location="headers")
 @blueprint.response(200, schemas.TicketEvent, content_type="text/event-stream")
 @blueprint.alt_response(404, success=False)
 @blueprint.alt_response(410, success=False)
-@blueprint.doc(parameters=[LAST_EVENT_ID])
 @requires("read")
-def stream_events(wanted: dict[str, Any]) -> Response:
+def stream_events(wanted: dict[str, Any], resumed: dict[str, str]) -> Response:
     """Events of tickets, as server-sent events; each `data` is one JSON object of this schema.
 
     Reconnect with the last `id` and nothing is lost or doubled. A comment every 15 s says that the stream lives;
     `event: problem` is its last word.
     """
-    return open_stream(STREAM, selection(wanted), wanted.get("after"))
+    return open_stream(STREAM, selection(wanted), find_place(STREAM, wanted, resumed))
 
 
 @blueprint.get("/ws/tickets")
 @blueprint.arguments(schemas.EventQuery(), location="query")
-@blueprint.alt_response(101, description="The same events, each a WebSocket message")
+@blueprint.arguments(Resumption(), location="headers")
+@blueprint.alt_response(101, schema=schemas.TicketEvent, description="The same events, each a WebSocket message")
 @blueprint.alt_response(404, success=False)
 @blueprint.alt_response(410, success=False)
 @blueprint.alt_response(426, success=False)
-@blueprint.doc(parameters=[LAST_EVENT_ID])
 @requires("read")
-def connect_events(wanted: dict[str, Any]) -> Response:
+def connect_events(wanted: dict[str, Any], resumed: dict[str, str]) -> Response:
     """The same events over a WebSocket, each message one JSON object with a `type`.
 
     `opened` and `heartbeat` carry the `id` to resume from; `problem` is the last word, and the close code is 4000
     plus its status.
     """
-    return open_websocket(STREAM, selection(wanted), wanted.get("after"))
+    return open_websocket(STREAM, selection(wanted), find_place(STREAM, wanted, resumed))
 
 
 def selection(wanted: Mapping[str, Any]) -> Selection:

@@ -173,18 +173,22 @@ def test_head_has_no_body_through_the_bridge(server: Server) -> None:
     run(scenario)
 
 
-def test_a_websocket_is_closed_with_a_reason(server: Server) -> None:
+def test_a_websocket_where_there_is_none_is_refused_with_a_problem(server: Server) -> None:
     async def scenario() -> None:
-        sent: list[Message] = []
+        for path, status in {"/": 404, "/tickets": 404, "/nowhere": 404, "/execute": 405}.items():
+            sent: list[Message] = []
 
-        async def receive() -> Message:
-            return {"type": "websocket.connect"}
+            async def receive() -> Message:
+                return {"type": "websocket.connect"}
 
-        async def send(message: Message) -> None:
-            sent.append(message)
+            async def send(message: Message, sent: list[Message] = sent) -> None:
+                sent.append(message)
 
-        await server.application({"type": "websocket", "path": "/"}, receive, send)
-        assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
+            await server.application({**server.scope("GET", path, b"", []), "type": "websocket"}, receive, send)
+            start, end = sent
+            assert (start["type"], start["status"]) == ("websocket.http.response.start", status)
+            assert end["type"] == "websocket.http.response.body"
+            assert json.loads(end["body"])["status"] == status
 
     run(scenario)
 
