@@ -15,9 +15,12 @@ from models.kernel.deliveries import forget_old_deliveries
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import make_partitions
 from models.kernel.logs import about
+from models.kernel.retention import drop_old_partitions
 from models.kernel.schedules import Run
 from models.kernel.session import statement, transaction
 from models.kernel.tallies import roll_tallies
+from models.tickets.queries import live_tickets
+from models.tickets.states import TICKET
 from models.tickets.stops import forget_old_stops
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import keeper
@@ -25,7 +28,19 @@ from orchestrator_tasks.keeper import keeper
 log = logging.getLogger(__name__)
 
 MOST_IN_A_TICK = 100
-CHORES: list[Callable[[Any], object]] = [processes.forget_silent, forget_old_stops, forget_old_deliveries]
+
+
+def forget_old_history(connection: Any) -> None:
+    """Drop the parts of the ledger that are older than `ledger_keep_days` and that nobody needs."""
+    drop_old_partitions(connection, {TICKET.kind: live_tickets()})
+
+
+CHORES: list[Callable[[Any], object]] = [
+    processes.forget_silent,
+    forget_old_stops,
+    forget_old_deliveries,
+    forget_old_history,
+]
 """What housekeeping does, each on a connection of its own: delete what nobody needs any more."""
 
 
