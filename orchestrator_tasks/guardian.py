@@ -103,8 +103,8 @@ def sweep() -> None:
     except OrchestratorError as error:
         log.warning("a sweep of the e-stop failed", extra={"error": error.message})
         return
-    if swept.stopped or swept.queued:
-        log.warning("swept", extra={"stopped": len(swept.stopped), "queued": swept.queued, "left": swept.left})
+    if swept.revoked:
+        log.warning("swept", extra={"revoked": swept.revoked, "left": swept.left})
 
 
 def pace(crew: Crew) -> float:

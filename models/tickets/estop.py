@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from models.kernel import clock, latch
 from models.kernel.clients import Caller
@@ -19,6 +19,7 @@ from models.kernel.ledger import note
 from models.tickets import events, transitions
 from models.tickets.queries import Row, count_latched_tickets, emergency_text, list_latched_tickets
 from models.tickets.states import EXECUTING, QUEUED
+from models.tickets.stops import list_stopped
 from models.tickets.tables import EVERYTHING
 
 BATCH = 500
@@ -28,10 +29,9 @@ SWEEP_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep ended: the tickets that were being carried out, how many were queued, how many are left."""
+    """How many tickets a sweep ended, and how many are left."""
 
-    stopped: Sequence[str] = ()
-    queued: int = 0
+    revoked: int = 0
     left: int = 0
 
 
@@ -42,7 +42,6 @@ def engage_estop(connection: Connection, scope: str, reason: str, caller: Caller
     The caller sweeps next. Wants a connection on which each statement commits.
     """
     engaged = latch.engage_latch(connection, scope, reason, caller)
-    connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))
     if engaged:
         tell(connection, events.ESTOP_ENGAGED, scope, reason, caller)
     return engaged
@@ -59,22 +58,29 @@ def sweep_tickets(
         return Swept()
     everything = latch.find_latch(connection, EVERYTHING) is not None
     until = clock.monotonic() + seconds
-    ended: dict[str, list[str]] = {EXECUTING: [], QUEUED: []}
+    revoked = 0
     for state in (EXECUTING, QUEUED):
         while found := list_latched_tickets(connection, state, everything=everything, limit=BATCH):
             rows = [verdict(row) for row in found]
-            moved = transitions.REVOKE(connection, rows, actor=actor, correlation_id=correlation_id)
-            for row in moved:
-                ended[row["from_state"]].append(row["id"])
+            revoked += len(transitions.REVOKE(connection, rows, actor=actor, correlation_id=correlation_id))
             if clock.monotonic() > until:
                 break
     left = count_latched_tickets(connection, everything=everything)
-    return Swept(ended[EXECUTING], len(ended[QUEUED]), left)
+    return Swept(revoked, left)
 
 
 def verdict(row: Row) -> dict[str, object]:
     error = emergency_text(row["scope"], row["reason"])
     return {"id": row["id"], "revision": row["revision"], "error": error, "error_code": transitions.EMERGENCY_STOP}
+
+
+def list_stopped_tickets(connection: Connection, scope: str) -> Sequence[str]:
+    """Under which tickets robots moved and were stopped since the latch of this scope was engaged, whoever swept."""
+    engaged = latch.find_latch(connection, scope)
+    target = None if scope == EVERYTHING else scope
+    if engaged is None:
+        return []
+    return list_stopped(connection, target, engaged["engaged_at"], transitions.EMERGENCY_STOP)
 
 
 def release_estop(connection: Connection, scope: str, reason: str, caller: Caller) -> tuple[bool, Swept]:

@@ -12,6 +12,7 @@ from models.tickets.tables import stop_orders
 
 LONGEST_BACKOFF_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.1
+MOST_LISTED = 1000
 
 
 def list_due_stops(connection: Connection, limit: int = 100) -> Sequence[RowMapping]:
@@ -19,6 +20,14 @@ def list_due_stops(connection: Connection, limit: int = 100) -> Sequence[RowMapp
     now = func.clock_timestamp()
     due = select(stop_orders, now.label("now")).where(stop_orders.c.done_at.is_(None), stop_orders.c.next_at <= now)
     return connection.execute(due.order_by(stop_orders.c.tries, stop_orders.c.id).limit(limit)).mappings().all()
+
+
+def list_stopped(connection: Connection, target: str | None, since: datetime, reason: str) -> Sequence[str]:
+    """The tickets whose robots, or whose one robot, were ordered a stop for this reason; of the last 1,000 orders."""
+    last = select(stop_orders).order_by(stop_orders.c.id.desc()).limit(MOST_LISTED).subquery()
+    mine = [last.c.reason == reason, last.c.ordered_at >= since]
+    mine += [last.c.target == target] if target is not None else []
+    return connection.scalars(select(last.c.ticket_id).where(*mine).order_by(last.c.id)).all()
 
 
 def confirm_stop(connection: Connection, order_id: int) -> None:

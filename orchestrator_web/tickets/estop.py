@@ -14,7 +14,7 @@ from flask_smorest import Blueprint
 from marshmallow import RAISE, Schema, fields, validate
 
 from models.kernel.errors import Conflict
-from models.kernel.latch import KIND, LONGEST_REASON, MOST_LISTED, list_latches
+from models.kernel.latch import KIND, LONGEST_REASON, list_latches
 from models.kernel.session import statement
 from models.tickets import estop
 from models.tickets.estop import Swept
@@ -77,9 +77,11 @@ class EstopActSchema(EstopSchema):
 
     changed = fields.Boolean(required=True, metadata={"description": "false when it was so before"})
     stopped = fields.List(
-        fields.String(), required=True, metadata={"description": "tickets that were being carried out, at most 1,000"}
+        fields.String(),
+        required=True,
+        metadata={"description": "tickets under which robots moved since it was engaged, and were stopped; the last"},
     )
-    queued = fields.Integer(required=True, metadata={"description": "how many queued tickets were ended"})
+    revoked = fields.Integer(required=True, metadata={"description": "how many tickets this request ended"})
     left = fields.Integer(required=True, metadata={"description": "how many are still being ended, as far as counted"})
 
 
@@ -93,9 +95,9 @@ def state_of(connection: Any) -> dict[str, Any]:
     return {"engaged": bool(found), "latches": found}
 
 
-def ended_by(changed: bool, swept: Swept) -> dict[str, Any]:
-    stopped = list(swept.stopped[:MOST_LISTED])
-    return {"changed": changed, "stopped": stopped, "queued": swept.queued, "left": swept.left}
+def after(connection: Any, changed: bool, swept: Swept, stopped: Any = ()) -> Response:
+    facts = {"changed": changed, "stopped": list(stopped), "revoked": swept.revoked, "left": swept.left}
+    return answer(state_of(connection) | facts)
 
 
 @blueprint.get("/estop")
@@ -120,7 +122,7 @@ def engage_estop(wanted: dict[str, Any]) -> Response:
     log.warning("e-stop engaged", extra={"scope": scope, "reason": reason, "changed": changed})
     swept = sweep()
     with statement() as connection:
-        return answer(state_of(connection) | ended_by(changed, swept))
+        return after(connection, changed, swept, estop.list_stopped_tickets(connection, scope))
 
 
 def sweep() -> Swept:
@@ -144,4 +146,4 @@ def release_estop(wanted: dict[str, Any]) -> Response:
     g.subject = (KIND, scope)
     with statement() as connection:
         changed, swept = estop.release_estop(connection, scope, wanted["reason"], g.caller)
-        return answer(state_of(connection) | ended_by(changed, swept))
+        return after(connection, changed, swept)

@@ -79,7 +79,10 @@ class TestSweeping:
         moving.take()
         assert engage()
         swept = sweep()
-        assert (list(swept.stopped), swept.queued, swept.left) == ([moving.ticket_id], 1, 0)
+        assert swept == estop.Swept(revoked=2, left=0)
+        with statement() as connection:
+            assert estop.list_stopped_tickets(connection, "all") == [moving.ticket_id]
+            assert estop.list_stopped_tickets(connection, "another") == []
         for job in (moving, queued):
             ticket = job.ticket
             assert (ticket["state"], ticket["error_code"]) == ("failed", "emergency_stop")
@@ -105,14 +108,14 @@ class TestSweeping:
     def test_a_stop_over_one_robot_leaves_the_others_alone(self, owed: Owed, engage: Any) -> None:
         mine, others = owed("drive", target="a"), owed("drive", target="b")
         engage("a")
-        assert sweep().queued == 1
+        assert sweep().revoked == 1
         assert (mine.ticket["state"], others.ticket["state"]) == ("failed", "queued")
         assert mine.ticket["error"] == "Emergency stop of a: smoke"
 
     def test_what_stops_a_robot_is_not_swept(self, owed: Owed, engage: Any) -> None:
         jobs = [owed("stop"), owed("brake")]
         engage()
-        assert sweep().queued == 0
+        assert sweep().revoked == 0
         assert [job.ticket["state"] for job in jobs] == ["queued", "queued"]
 
     def test_nothing_is_swept_while_nothing_is_engaged(self, owed: Owed, engage: Any, release: Any) -> None:
@@ -127,7 +130,7 @@ class TestSweeping:
         for _ in range(5):
             owed("scan")
         engage()
-        assert (sweep().queued, rows("SELECT FROM jobs")) == (5, [])
+        assert (sweep().revoked, rows("SELECT FROM jobs")) == (5, [])
 
     def test_a_sweep_that_is_cut_short_says_what_is_left(
         self, owed: Owed, engage: Any, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +141,7 @@ class TestSweeping:
         engage()
         with statement() as connection:
             swept = estop.sweep_tickets(connection, "guardian", seconds=-1)
-        assert (swept.queued, swept.left) == (2, 3)
+        assert (swept.revoked, swept.left) == (2, 3)
 
     def test_a_ticket_that_somebody_holds_keeps_no_other_robot_moving(self, owed: Owed, engage: Any) -> None:
         held, other = owed("drive", target="a"), owed("drive", target="b")
@@ -150,8 +153,9 @@ class TestSweeping:
             connection.execute(text("SELECT FROM tickets WHERE id = :id FOR UPDATE"), {"id": held.ticket_id})
 
         _, swept = meanwhile(hold, lambda connection: estop.sweep_tickets(connection, "guardian"))
-        assert (list(swept.stopped), swept.left) == ([other.ticket_id], 1)
-        assert list(sweep().stopped) == [held.ticket_id]
+        assert swept == estop.Swept(revoked=1, left=1)
+        assert (held.ticket["state"], other.ticket["state"]) == ("executing", "failed")
+        assert sweep() == estop.Swept(revoked=1, left=0)
 
 
 class TestAccepting:
@@ -197,9 +201,9 @@ class TestAccepting:
                 slow = pool.submit(accept, owed, ticket_id)
                 waits_or_ends(slow)
                 assert engage()
-                assert sweep().queued == 0
+                assert sweep().revoked == 0
             assert slow.result(DEADLINE_SECONDS)["state"] == "queued"
-        assert sweep().queued == 1
+        assert sweep().revoked == 1
         assert state(ticket_id) == "failed"
 
 
@@ -208,7 +212,7 @@ class TestReleasing:
         job = owed("drive")
         engage()
         released, swept = release()
-        assert (released, swept.queued) == (True, 1)
+        assert (released, swept.revoked) == (True, 1)
         assert job.ticket["error_code"] == "emergency_stop"
 
     def test_while_something_is_still_being_ended_nothing_is_released(
