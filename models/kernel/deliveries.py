@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy import Connection, and_, delete, func, select, text
 
 from models.kernel import clock, ids
 from models.kernel.backoff import backoff_seconds
 from models.kernel.clients import Caller
-from models.kernel.delivery_moves import BIRTH, EXPIRE, RELEASE, RESEND, RETRY, SETTLE, STRAND, TAKE, TEST
+from models.kernel.delivery_moves import BIRTH, EXPIRE, RELEASE, RESEND, RETRY, SETTLE, STRAND, TAKE, TEST, lane_of
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost, NotFound
 from models.kernel.job_parts import seconds
-from models.kernel.jobs import Held
+from models.kernel.jobs import Held, jobs
 from models.kernel.settings import settings
 from models.kernel.webhook_tables import DELETED, DISABLED, ENABLED, FAILED, PENDING, deliveries, webhooks
 
@@ -139,6 +139,15 @@ def resend_delivery(connection: Connection, delivery: Row, caller: Caller) -> Ro
         state = get_delivery(connection, delivery["webhook_id"], delivery["id"])["state"]
         raise IllegalTransition(f"The delivery is already {state}", state=state, code=f"delivery_{state}")
     return moved[0]
+
+
+def find_following_job(connection: Connection, delivery_id: str) -> tuple[int, str, str] | None:
+    """The job, the delivery and the correlation id that are next, and due, for the receiver of this one."""
+    lane = select(lane_of(deliveries.c.webhook_id)).where(deliveries.c.id == delivery_id).scalar_subquery()
+    due = and_(jobs.c.fence.is_(None), ~jobs.c.waits, jobs.c.run_at <= func.clock_timestamp())
+    query = select(jobs.c.id, jobs.c.subject_id, jobs.c.correlation_id).where(jobs.c.lane == lane, due)
+    row = connection.execute(query.order_by(jobs.c.priority, jobs.c.id).limit(1)).one_or_none()
+    return None if row is None else (row.id, row.subject_id, row.correlation_id)
 
 
 def refuse_disabled(webhook: Row) -> None:

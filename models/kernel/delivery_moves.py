@@ -30,13 +30,18 @@ LONGEST_TRY_SECONDS = 150.0  # above the largest webhook_timeout
 EXPIRY_SECONDS = 86_400.0
 
 
+def lane_of(webhook_id: Any) -> Any:
+    """The lane of a receiver: one delivery at a time. `webhook_id` is a column."""
+    return literal("webhook:").concat(webhook_id)
+
+
 def owed(delivery: Any) -> Spec:
     return Spec(
         task=TASK,
         queue=QUEUE,
         priority=case((delivery.topic == TEST, NORMAL), else_=LOW),
         timeout_seconds=LONGEST_TRY_SECONDS,
-        lane=literal("webhook:").concat(delivery.webhook_id),
+        lane=lane_of(delivery.webhook_id),
         tenant=delivery.tenant,
         expires_at=func.clock_timestamp() + seconds(EXPIRY_SECONDS),
         max_attempts=delivery.max_attempts,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import socket
 import ssl
 import threading
@@ -25,6 +26,9 @@ import httpx
 from models.kernel import clock
 from models.kernel.addresses import Place, list_addresses, parse_url
 from models.kernel.errors import Invalid, Unavailable
+
+for shows_urls in ("httpx", "httpcore"):
+    logging.getLogger(shows_urls).setLevel(logging.WARNING)  # a receiver's URL may hold a token
 
 SHUTDOWN, TIMEOUT = "shutdown", "timeout"
 GONE = 410

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,23 @@ def test_an_event_arrives_signed_and_whole(receiver: Receiver) -> None:
     assert rows("SELECT * FROM jobs") == []
 
 
+def test_no_log_line_shows_a_secret_or_the_url_that_may_hold_one(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    receiver.acts = [status(500)]
+    _, secret = subscribe(receiver.url)
+    create_ticket()
+    feed()
+    assert deliver_all() == ["pending"]
+    make_due()
+    assert deliver_all() == ["delivered"]
+    said = str([vars(record) for record in caplog.records])
+    assert "not delivered, to be tried again" in said
+    for hidden in (secret, "who=me"):
+        assert hidden not in said
+
+
 def test_deliveries_arrive_in_the_ledger_s_order_one_at_a_time(receiver: Receiver) -> None:
     subscribe(receiver.url)
     tickets = [create_ticket() for _ in range(20)]
@@ -99,6 +117,22 @@ def test_deliveries_arrive_in_the_ledger_s_order_one_at_a_time(receiver: Receive
     assert len(rows("SELECT * FROM jobs WHERE NOT waits")) == 1
     assert set(deliver_all()) == {"delivered"}
     assert [request.event["data"]["ticket_id"] for request in receiver.requests] == tickets
+
+
+def test_one_message_carries_out_a_lane_for_a_while(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    subscribe(receiver.url)
+    receiver.acts = [status(204), status(500)]
+    for _ in range(5):
+        create_ticket()
+    feed()
+    (head,) = rows("SELECT id, subject_id FROM jobs WHERE NOT waits")
+    with monkeypatch.context() as short:
+        short.setattr(webhooks, "LONGEST_TURN_SECONDS", 0.0)
+        assert webhooks.deliver(head["id"], head["subject_id"]) == 1
+    (head,) = rows("SELECT id, subject_id FROM jobs WHERE NOT waits")
+    assert webhooks.deliver(head["id"], head["subject_id"]) == 4
+    assert len(receiver.requests) == 5
+    assert webhooks.deliver(head["id"], head["subject_id"]) == 0
 
 
 def test_a_refusal_is_tried_again_ever_later_under_the_same_id_and_at_last_given_up(
