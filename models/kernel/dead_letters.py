@@ -159,7 +159,8 @@ def replay_letters(connection: Connection, letter_ids: Sequence[str], order: Ord
     refused = dict.fromkeys(set(letter_ids) - {str(letter.id) for letter in letters}, ALREADY_REPLAYED)
     for task in sorted({letter.task for letter in letters}):
         mine = [letter for letter in letters if letter.task == task]
-        why = refusals_of_replay(connection, task, sorted({letter.subject_id for letter in mine}), order)
+        subjects = list(dict.fromkeys(letter.subject_id for letter in mine))
+        why = refusals_of_replay(connection, task, subjects, order)
         refused |= {str(letter.id): why[letter.subject_id] for letter in mine if letter.subject_id in why}
     done = [letter.id for letter in letters if str(letter.id) not in refused]
     stamp = {"replayed_at": func.clock_timestamp(), "replayed_by": order.caller.name}

@@ -98,14 +98,15 @@ def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
         "expires_at": spec.expires_at if spec.expires_at is not None else cast(null(), jobs.c.expires_at.type),
         "max_attempts": as_column(spec.max_attempts, jobs.c.max_attempts.type),
     }
+    order = [moved.c.id] if spec.turn is None else [spec.turn, moved.c.id]
     if spec.lane is not None:
         lane = as_column(spec.lane, Text)
         others = jobs.alias("others")
         due = others.c.run_at <= func.clock_timestamp()  # what rests until it is tried again holds nobody up
         ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority, due).exists()
-        turn = func.row_number().over(partition_by=lane, order_by=(priority, moved.c.id))
+        turn = func.row_number().over(partition_by=lane, order_by=(priority, *order))
         values |= {"lane": lane, "waits": and_(lane.is_not(None), or_(turn > 1, ahead))}
-    source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
+    source = select(*(value.label(name) for name, value in values.items())).order_by(*order)
     return insert(jobs).from_select(list(values), source).returning(jobs.c.id.label("job_id")).cte("job")
 
 

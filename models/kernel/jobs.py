@@ -96,7 +96,10 @@ jobs = Table(
 
 @dataclass(frozen=True)
 class Spec:
-    """What a transition that owes work asks for. Each field is a constant or a column expression."""
+    """What a transition that owes work asks for. Each field is a constant or a column expression.
+
+    `turn` is the place among those that are owed by the same call; without it the subjects' ids decide.
+    """
 
     task: str
     queue: Any
@@ -107,6 +110,7 @@ class Spec:
     args: Any = None
     expires_at: Any = None
     max_attempts: int = 1
+    turn: Any = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def accept_many(connection: Connection, act: Transition, ticket_ids: Sequence[st
     caller = order.caller
     barred = list_barred(connection, ticket_ids, order)
     given = {"expires_in_seconds": order.seconds_left, "correlation_id": caller.correlation_id}
-    rows = [{"id": ticket_id, **given} for ticket_id in ticket_ids if ticket_id not in barred]
+    rows = [{"id": name, "turn": turn, **given} for turn, name in enumerate(ticket_ids) if name not in barred]
     moved = act(connection, rows, actor=caller.name, correlation_id=caller.correlation_id) if rows else []
     if any(row["command"] in transitions.STOPPING for row in moved):
         connection.execute(select(func.pg_notify(transitions.STOPS_CHANNEL, "")))

@@ -45,6 +45,7 @@ def execution_job(ticket: Any) -> Spec:
         timeout_seconds=ticket.timeout_seconds,
         expires_at=ticket.expires_at,
         max_attempts=1,
+        turn=ticket.given_turn,
     )
 
 
@@ -100,7 +101,7 @@ def accepting(sources: frozenset[str]) -> Transition:
         subject=SUBJECT,
         sources=sources,
         targets=frozenset({QUEUED}),
-        given={"expires_in_seconds": Double, "correlation_id": Text},
+        given={"expires_in_seconds": Double, "correlation_id": Text, "turn": Integer},
         guard=is_free,
         set=lambda ticket, given: {
             "execution": ticket.execution + 1,

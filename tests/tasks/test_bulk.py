@@ -356,3 +356,15 @@ def test_the_database_refuses_an_operation_that_makes_no_sense(desk: Desk) -> No
     for nonsense in ("filter = '{}'", "ids = NULL", "done = 1", "completed_at = now()", "expires_in_seconds = 0"):
         with pytest.raises(IntegrityError):
             change(f"UPDATE bulk_operations SET {nonsense} WHERE id = :id", id=operation_id)
+
+
+def test_equal_tickets_are_carried_out_in_the_order_in_which_they_were_created_or_named(desk: Desk) -> None:
+    queue = "SELECT subject_id AS id, waits FROM jobs WHERE task = 'tickets.execute' ORDER BY run_at, id"
+    drive = {"command": "drive", "params": {"speed": 1, "duration_seconds": 5}}
+    created = desk.create(60, **drive)
+    desk.do(batches.EXECUTE, filter={"target": "rover"})
+    assert rows(queue) == [{"id": ticket_id, "waits": place > 0} for place, ticket_id in enumerate(created)]
+    desk.do(batches.CANCEL, ids=created)
+    named = sorted(created)
+    desk.do(batches.REPLAY, ids=named)
+    assert [row["id"] for row in rows(queue)] == named
