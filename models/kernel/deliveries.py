@@ -26,7 +26,7 @@ from models.kernel.webhook_tables import DELETED, DISABLED, ENABLED, FAILED, PEN
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 3600.0
 KEEP_DAYS = 7
-FORGET_AT_ONCE = 5000
+FORGET_AT_ONCE, FORGET_PASSES = 5000, 20
 STRANDED_AT_ONCE = 500
 
 WEBHOOK_DISABLED = "webhook_disabled"
@@ -37,7 +37,7 @@ Row = Mapping[Any, Any]
 def create_test_delivery(connection: Connection, webhook: Row, caller: Caller) -> Row:
     """Owe a subscription an event that never happened, so that its receiver can be tried."""
     now = clock.utcnow().isoformat()
-    data = {"seq": None, "kind": "webhook", "id": webhook["id"], "at": now, "body": {"webhook_id": webhook["id"]}}
+    data = {"seq": None, "type": TEST, "webhook_id": webhook["id"], "at": now}
     row = {
         "id": "msg_" + ids.new_uuid().replace("-", ""),
         "webhook_id": webhook["id"],
@@ -179,14 +179,22 @@ def list_deliveries(
 
 
 def forget_old_deliveries(connection: Connection) -> int:
-    """Delete what ended KEEP_DAYS ago, some at a time, and deleted subscriptions that owe nothing any more."""
+    """Delete what ended KEEP_DAYS ago, a bounded number of times so many, and deleted subscriptions owed nothing.
+
+    `connection` must commit each statement by itself: a long transaction would hold everybody up.
+    """
     old = (
         select(deliveries.c.id)
         .where(deliveries.c.ended_at < func.clock_timestamp() - seconds(KEEP_DAYS * 86_400.0))
         .order_by(deliveries.c.ended_at)
         .limit(FORGET_AT_ONCE)
     )
-    forgotten = connection.execute(delete(deliveries).where(deliveries.c.id.in_(old))).rowcount
+    forgotten = 0
+    for _ in range(FORGET_PASSES):
+        some = connection.execute(delete(deliveries).where(deliveries.c.id.in_(old))).rowcount
+        forgotten += some
+        if some < FORGET_AT_ONCE:
+            break
     empty = ~select(deliveries.c.id).where(deliveries.c.webhook_id == webhooks.c.id).exists()
     connection.execute(delete(webhooks).where(webhooks.c.state == DELETED, empty))
     return forgotten

@@ -8,7 +8,7 @@ that what happens to them is never delivered; a subscription hears nothing of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,21 +27,22 @@ ACTOR = "feeder"
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of subject whose events are told outside, with the columns that each event shows."""
+    """A kind of subject that is told of outside: which topics, and which columns each event shows."""
 
     subject: Subject
+    topics: Collection[str]
     shown: tuple[str, ...] = ()
 
 
 SOURCES: dict[str, Source] = {}
 
 
-def register_source(subject: Subject, *shown: str) -> None:
+def register_source(subject: Subject, topics: Collection[str], *shown: str) -> None:
     """Tell the subscriptions of a subject's tenant what happens to it. Its table has a column `tenant`."""
-    SOURCES[subject.kind] = Source(subject, shown)
+    SOURCES[subject.kind] = Source(subject, topics, shown)
 
 
-register_source(webhooks.SUBJECT)
+register_source(webhooks.SUBJECT, webhooks.PUBLIC_TOPICS)
 
 _LOOK = text(
     """
@@ -78,14 +79,15 @@ def subjects_of(sources: Sequence[Source]) -> str:
 
 def owed_query(sources: Sequence[Source]) -> Any:
     """What is owed to whom for the ledger's rows in (after, upto]."""
+    told = " OR ".join(f"(subject_kind = '{one.subject.kind}' AND topic = ANY(:{one.subject.kind}))" for one in sources)
     return text(
         f"""
         WITH news AS MATERIALIZED (
             SELECT * FROM ledger
-             WHERE seq > :after AND seq <= :upto AND subject_kind = ANY(:kinds) AND topic <> 'refused'
+             WHERE seq > :after AND seq <= :upto AND ({told})
         ), subjects AS MATERIALIZED ({subjects_of(sources)})
         SELECT news.seq, news.topic, news.correlation_id, webhooks.id AS webhook_id, webhooks.tenant,
-               news.subject_kind, news.subject_id, news.revision, news.from_state, news.to_state, news.reason,
+               news.subject_kind, news.subject_id, news.revision, news.from_state, news.to_state,
                news.at, news.body, subjects.shown
           FROM news
           JOIN subjects ON subjects.kind = news.subject_kind AND subjects.id = news.subject_id
@@ -103,16 +105,15 @@ def payload_of(row: Any) -> dict[str, Any]:
     """The body of the message: an event as the live streams show it."""
     data = {
         "seq": row.seq,
-        "kind": row.subject_kind,
+        "type": row.topic,
         f"{row.subject_kind}_id": row.subject_id,
         **row.shown,
         "revision": row.revision,
         "from": row.from_state,
         "to": row.to_state,
-        "reason": row.reason,
-        "correlation_id": row.correlation_id,
         "at": row.at.isoformat(),
-        "body": row.body,
+        "correlation_id": row.correlation_id,
+        "data": row.body,
     }
     return {"type": row.topic, "timestamp": row.at.isoformat(), "data": data}
 
@@ -156,7 +157,7 @@ def feed_upto(connection: Connection, horizon: int, most: int) -> tuple[int, boo
         return 0, False
     upto = min(horizon, position + most)
     sources = list(SOURCES.values())
-    asked = {"after": position, "upto": upto, "kinds": list(SOURCES)}
+    asked = {"after": position, "upto": upto, **{kind: sorted(one.topics) for kind, one in SOURCES.items()}}
     owed = connection.execute(owed_query(sources), asked).all()
     if owed:
         attempts = settings().webhook_attempts

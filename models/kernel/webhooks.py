@@ -28,6 +28,9 @@ SUBJECT = Subject(WEBHOOK, webhooks)
 MOST_IN_TENANT = 100
 OVERLAP_SECONDS = 86_400.0
 
+PUBLIC_TOPICS = frozenset(
+    f"webhook_{what}" for what in ("created", "changed", "rotated", "enabled", "disabled", "deleted")
+)
 PUBLIC = [column for column in webhooks.c if column.name not in {"secret", "previous_secret"}]
 
 Row = Mapping[Any, Any]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LEASE_MARGIN_SECONDS = 10.0  # of the lookup and the connection, beside the receiver's own time
 
+SPARED_THREADS = 4  # of the worker's, for schedules and operations, however many receivers hang
 LONGEST_TURN_SECONDS = 2.0  # after which a receiver's lane waits for its next turn
 GOES_ON = {DELIVERED, PENDING, FAILED}
 
@@ -44,7 +47,24 @@ def deliver(job_id: int, subject_id: str) -> int:
 
     A message for each would cost a receiver with much to hear a turn of the dispatcher each time.
     """
-    correlation_id = getattr(current_task.request, CORRELATION, None)
+    if not room().acquire(blocking=False):
+        log.warning("too many receivers are being waited for; this one is called later")
+        return 0
+    try:
+        return take_turn(job_id, subject_id, getattr(current_task.request, CORRELATION, None))
+    finally:
+        room().release()
+        hints.send((hints.WORK, ""))
+
+
+@functools.cache
+def room() -> threading.BoundedSemaphore:
+    """How many receivers this process calls at once. A job that finds none is sent again when its message is old."""
+    return threading.BoundedSemaphore(max(1, settings().system_concurrency - SPARED_THREADS))
+
+
+def take_turn(job_id: int, subject_id: str, correlation_id: str | None) -> int:
+    """Make a delivery and those that follow it in its lane, for LONGEST_TURN_SECONDS; answers how many tries."""
     until = clock.monotonic() + LONGEST_TURN_SECONDS
     tries = 0
     following: tuple[int, str, str | None] | None = (job_id, subject_id, correlation_id)
@@ -55,7 +75,6 @@ def deliver(job_id: int, subject_id: str) -> int:
                 break
         tries += 1
         following = find_following(subject_id) if clock.monotonic() < until else None
-    hints.send((hints.WORK, ""))
     return tries
 
 

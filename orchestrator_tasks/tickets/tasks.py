@@ -15,7 +15,7 @@ from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.transition import LaneBusy
 from models.kernel.webhook_feed import register_source
-from models.tickets import batches, operations, safety, transitions
+from models.tickets import batches, events, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
 from models.tickets.queries import find_clearance
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
@@ -42,7 +42,7 @@ register(
 )
 batches.register_acts()
 
-register_source(transitions.SUBJECT, "command", "target")
+register_source(transitions.SUBJECT, events.PUBLIC_TOPICS, "command", "target")
 
 
 @app.task(name=transitions.TASK)

@@ -85,7 +85,7 @@ def test_an_event_arrives_signed_and_whole(receiver: Receiver) -> None:
     assert event["timestamp"] == row["at"].isoformat()
     data = event["data"]
     assert (data["seq"], data["ticket_id"], data["command"], data["target"]) == (row["seq"], ticket_id, "scan", "rover")
-    assert (data["revision"], data["from"], data["to"], data["body"]) == (1, None, "pending", row["body"])
+    assert (data["revision"], data["from"], data["to"], data["data"]) == (1, None, "pending", row["body"])
     assert delivery()["state"] == "delivered"
     assert delivery()["status_code"] == 204
     assert request.id == delivery()["id"]
@@ -444,6 +444,20 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     assert deliver_all() == ["delivered"]
     assert receiver.requests[0].headers["host"] == f"hooks.example:{receiver.server_port}"
     assert looked == ["hooks.example"]
+
+
+def test_receivers_that_hang_leave_threads_for_others(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, set_to: Callable[..., None]
+) -> None:
+    set_to(system_concurrency=5)
+    webhooks.room.cache_clear()
+    owed_to(receiver)
+    (job,) = rows("SELECT id, subject_id FROM jobs")
+    with webhooks.room():
+        assert webhooks.deliver(job["id"], job["subject_id"]) == 0
+    assert receiver.requests == []
+    assert webhooks.deliver(job["id"], job["subject_id"]) == 1
+    webhooks.room.cache_clear()
 
 
 def test_a_hanging_receiver_holds_one_thread_and_no_other_receiver(receiver: Receiver, valkey: redis.Redis) -> None:
