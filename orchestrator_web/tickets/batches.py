@@ -112,7 +112,9 @@ class TicketSelection(Schema):
     class Meta:
         unknown = RAISE
 
-    ids = BoundedList(fields.String(validate=TICKET_ID), validate=validate.Length(1, MOST))
+    ids = BoundedList(
+        fields.String(validate=TICKET_ID), validate=validate.Length(1, MOST), metadata={"uniqueItems": True}
+    )
 
     @validates_schema
     def is_one_of_both(self, data: dict[str, Any], **_: Any) -> None:
