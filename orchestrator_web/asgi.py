@@ -45,6 +45,8 @@ class Application:
         elif scope["type"] == "websocket":
             await receive()
             handshake = {**scope, "method": "GET", "scheme": scope.get("scheme", "ws").replace("ws", "http")}
+            # Werkzeug would route what asks for an upgrade to routes of another sort.
+            handshake["headers"] = [header for header in scope["headers"] if header[0] != b"upgrade"]
             await self.serve(handshake, no_body, Refusing(send), WebSocket, receive)
         else:
             await self.serve(scope, receive, send, ServerSent, receive)

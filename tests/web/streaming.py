@@ -120,7 +120,8 @@ async def listening(
 ) -> AsyncIterator[Any]:
     """A client of a stream that was answered; it leaves with the block."""
     client = client or kind()
-    scope = server.scope("GET", PATHS[type(client)] + (query and f"?{query}"), b"", headers or [])
+    upgrade = [("connection", "upgrade"), ("upgrade", "websocket")] if isinstance(client, Messages) else []
+    scope = server.scope("GET", PATHS[type(client)] + (query and f"?{query}"), b"", upgrade + (headers or []))
     if isinstance(client, Messages):
         scope |= {"type": "websocket", "scheme": "ws"}
         del scope["method"]
