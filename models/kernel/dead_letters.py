@@ -20,6 +20,7 @@ from sqlalchemy import (
     Index,
     Table,
     Text,
+    bindparam,
     func,
     insert,
     literal,
@@ -78,6 +79,18 @@ def letter_for(moved: CTE, *, task: str, kind: str, when: Any) -> Any:
     }
     source = select(*(value.label(name) for name, value in columns.items())).where(when).order_by(moved.c.id)
     return insert(dead_letters).from_select(list(columns), source).returning(dead_letters.c.id)
+
+
+def answered_letters(moved: CTE, *, kind: str) -> Any:
+    """The update that stamps what waits of each moved subject, for `Transition.also`: it was set going another way.
+
+    A letter that somebody is replaying is passed over, since whoever holds it waits for the subject.
+    """
+    mine = (dead_letters.c.subject_kind == kind, dead_letters.c.subject_id == moved.c.id)
+    free = select(dead_letters.c.id).where(*mine, dead_letters.c.replayed_at.is_(None))
+    found = free.with_for_update(of=dead_letters, skip_locked=True).cte("answered")
+    stamp = {"replayed_at": func.clock_timestamp(), "replayed_by": bindparam("actor", None, type_=Text)}
+    return update(dead_letters).where(dead_letters.c.id == found.c.id).values(stamp).returning(dead_letters.c.id)
 
 
 def list_letters(

@@ -9,7 +9,7 @@ from sqlalchemy import Double, Integer, Text, and_, case, cast, func, insert, li
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.kernel import jobs as kernel_jobs
-from models.kernel.dead_letters import letter_for
+from models.kernel.dead_letters import answered_letters, letter_for
 from models.kernel.job_parts import seconds
 from models.kernel.jobs import Spec, fence_seq
 from models.kernel.latch import is_engaged
@@ -115,6 +115,7 @@ def accepting(sources: frozenset[str]) -> Transition:
             "error_code": null(),
         },
         owes=execution_job,
+        also=lambda moved: [answered_letters(moved, kind=TICKET.kind)] if sources & TERMINAL else [],
         told=Told(topic=lambda _t: literal(events.QUEUED), label=events.label, body=events.execution),
     )
 

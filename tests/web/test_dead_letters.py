@@ -42,16 +42,34 @@ def test_a_letter_is_replayed_once_and_carries_a_stamp(api: Api) -> None:
     assert problem["code"] == "already_replayed"
 
 
-def test_a_letter_whose_ticket_goes_already_or_has_completed_is_left_as_it_was(api: Api) -> None:
-    ticket_id = finished(api, TIMED_OUT)
+def test_a_letter_whose_ticket_has_completed_is_left_as_it_was(api: Api) -> None:
+    finished(api, TIMED_OUT)
     (letter,) = letters(api)
-    assert api.accept(ticket_id, force=True).status_code == 202
-    assert assert_problem(api.post(f"/dead-letters/{letter['id']}/replay"), 409)["code"] == "ticket_queued"
     with transaction() as connection:
-        connection.exec_driver_sql("DELETE FROM jobs")
-        connection.exec_driver_sql("UPDATE tickets SET state = 'completed', completed_at = now(), result = '{}'")
+        connection.exec_driver_sql("UPDATE tickets SET state = 'completed', result = '{}'")
     assert assert_problem(api.post(f"/dead-letters/{letter['id']}/replay"), 409)["code"] == "ticket_terminal"
     assert letters(api) == [letter]
+
+
+def test_whoever_runs_a_failed_ticket_again_has_answered_its_letters(api: Api) -> None:
+    forced, replayed, other = (finished(api, TIMED_OUT) for _ in range(3))
+    numbers = {letter["subject_id"]: letter["id"] for letter in letters(api)}
+    assert api.accept(forced, force=True).status_code == 202
+    run(api.post("/tickets/replay", json={"ids": [replayed]}).get_json()["id"])
+    assert [letter["subject_id"] for letter in letters(api)] == [other]
+    problem = assert_problem(api.post(f"/dead-letters/{numbers[forced]}/replay"), 409)
+    assert problem["code"] == "already_replayed"
+    assert rows("SELECT DISTINCT replayed_by FROM dead_letters WHERE replayed_at IS NOT NULL") == [
+        {"replayed_by": "admin"}
+    ]
+
+
+def test_a_letter_that_is_being_replayed_does_not_hold_up_whoever_forces_its_ticket(api: Api) -> None:
+    ticket_id = finished(api, TIMED_OUT)
+    with transaction() as replaying:
+        replaying.exec_driver_sql("SELECT FROM dead_letters FOR UPDATE")
+        assert api.accept(ticket_id, force=True).status_code == 202
+    assert len(letters(api)) == 1
 
 
 def test_letters_are_replayed_by_filter_as_an_operation(api: Api) -> None:
