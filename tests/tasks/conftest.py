@@ -15,8 +15,10 @@ from models.kernel.clients import Caller
 from models.kernel.errors import Unavailable
 from models.kernel.hints import redis_url
 from models.kernel.settings import settings
+from models.tickets import batches
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
+from tests.tasks.desk import Desk
 from tests.tasks.owed import Owed
 
 
@@ -61,6 +63,13 @@ def away(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def owed(database: str, writer: Caller) -> Owed:
     """Makes tickets whose execution is owed."""
     return Owed(writer)
+
+
+@pytest.fixture
+def desk(database: str, writer: Caller, valkey: redis.Redis) -> Desk:
+    """Where operations over many tickets are asked for and carried out."""
+    batches.register_acts()
+    return Desk(writer)
 
 
 @pytest.fixture

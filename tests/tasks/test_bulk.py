@@ -23,63 +23,8 @@ from models.tickets import batches, operations
 from orchestrator_tasks.keeper import REVOKED, SHUTDOWN, TIMEOUT
 from orchestrator_tasks.kernel import bulk as worker
 from tests.kernel.races import alone, together, waits_or_ends
+from tests.tasks.desk import Desk, states
 from tests.tasks.owed import change, rows
-
-SCAN = {
-    "command": "scan",
-    "params": {},
-    "priority": "normal",
-    "timeout_seconds": 30,
-    "metadata": {},
-    "target": "rover",
-}
-
-
-class Desk:
-    """Asks for operations and carries them out in this process."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-
-    def create(self, count: int, **draft: Any) -> list[str]:
-        with statement() as connection:
-            made = operations.create_tickets(connection, [{**SCAN, **draft}] * count, self.caller)
-        return [row["id"] for row in made]
-
-    def ask(self, act: str, **selection: Any) -> str:
-        with statement() as connection:
-            return str(bulk.ask_operation(connection, act, self.caller, **selection)["id"])
-
-    def job(self, operation_id: str) -> int:
-        return int(rows("SELECT id FROM jobs WHERE subject_id = :id", id=operation_id)[0]["id"])
-
-    def run(self, operation_id: str) -> dict[str, Any]:
-        """The operation after a worker has done with it."""
-        worker.run(self.job(operation_id), operation_id)
-        return self.operation(operation_id)
-
-    def do(self, act: str, **selection: Any) -> dict[str, Any]:
-        return self.run(self.ask(act, **selection))
-
-    def operation(self, operation_id: str) -> dict[str, Any]:
-        with statement() as connection:
-            return dict(bulk.get_operation(connection, operation_id))
-
-    def take(self, operation_id: str) -> Run:
-        with statement() as connection:
-            taken = bulk.take_operation(connection, self.job(operation_id), "worker:test")
-        assert taken is not None
-        return taken
-
-
-@pytest.fixture
-def desk(database: str, writer: Caller, valkey: object) -> Desk:
-    batches.register_acts()
-    return Desk(writer)
-
-
-def states() -> dict[str, int]:
-    return {row["state"]: row["n"] for row in rows("SELECT state, count(*) AS n FROM tickets GROUP BY state")}
 
 
 def end(ticket_ids: Sequence[str], state: str) -> None:
