@@ -112,7 +112,7 @@ class Settings:
     dispatch_window: int = setting(whole(1, 10_000), 24, "most messages waiting in one Celery queue")
     redispatch_seconds: float = setting(number(0.5, 3600), 5.0, "silence after which a message counts as lost")
     aging_seconds: float = setting(number(1, 86_400), 60.0, "wait after which a job may pass higher priorities")
-    io_concurrency: int = setting(whole(1, 500), 20, "threads of the I/O worker")
+    io_concurrency: int = setting(whole(1, 500), 200, "threads of the I/O worker, started as they are needed")
     cpu_concurrency: int = setting(whole(1, 64), 2, "processes of the CPU worker")
     system_concurrency: int = setting(whole(1, 500), 16, "threads of the system worker: schedules, webhooks, batches")
     ledger_partition_rows: int = setting(whole(1000, 10**9), 5_000_000, "ledger rows in one partition")

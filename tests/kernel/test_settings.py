@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_every_setting_explains_itself_and_has_a_name_of_its_own() -> None:
     known = variables()
     assert all(item.metadata["help"] for item in known.values())
     assert len(known) == len(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("file", ["Procfile", "docker-compose.yml"])
+def test_a_default_that_a_shell_has_to_know_is_the_setting_s_own(file: str) -> None:
+    text = (Path(__file__).parents[2] / file).read_text()
+    said = dict(re.findall(r"\$\{(ORCHESTRATOR_[A-Z]+_CONCURRENCY):-(\d+)\}", text))
+    known = variables()
+    assert "ORCHESTRATOR_IO_CONCURRENCY" in said
+    assert said == {name: str(known[name].default) for name in said}
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL"])
