@@ -21,7 +21,7 @@ from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 from models.kernel.transition import Subject
 
-MOST_IN_PASS = 2000
+MOST_IN_PASS = 500
 ACTOR = "feeder"
 
 

@@ -37,7 +37,12 @@ class Strict(Schema):
 
 
 def url(**options: Any) -> ReceiverUrl:
-    what = {"description": "https or http, at a public address", "maxLength": LONGEST_URL}
+    what = {
+        "description": "https or http, at a public address",
+        "format": "uri",
+        "maxLength": LONGEST_URL,
+        "pattern": r"^https?://[!-~]+(?![\s\S])",
+    }
     return ReceiverUrl(metadata=what, **options)
 
 
