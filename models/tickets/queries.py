@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, select, true, tuple_, union_all
+from sqlalchemy import Connection, RowMapping, Select, Text, and_, bindparam, func, select, true, tuple_, union_all
 
 from models.kernel.errors import NotFound
 from models.kernel.jobs import jobs
@@ -115,8 +115,8 @@ def find_newer_stop(connection: Connection, target: str, fence: int) -> int | No
     return found
 
 
-def find_clearance(connection: Connection, job_id: int, fence: int, target: str) -> Clearance | None:
-    """What holds a leased attempt back from its robot, read just before acting; None when the lease is gone."""
+def clearance_statement() -> Any:
+    target = bindparam("of_target", type_=Text)
     latch = (
         select(latches.c.scope, latches.c.reason)
         .where(latches.c.scope.in_((EVERYTHING, target)), barred_since(jobs.c.created_at))
@@ -124,10 +124,18 @@ def find_clearance(connection: Connection, job_id: int, fence: int, target: str)
         .limit(1)
         .lateral("latch")
     )
-    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists()).select_from(
-        jobs.outerjoin(latch, true())
-    )
-    row = connection.execute(asked.where(jobs.c.id == job_id, jobs.c.fence == fence)).one_or_none()
+    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists())
+    asked = asked.select_from(jobs.outerjoin(latch, true()))
+    return asked.where(jobs.c.id == bindparam("job_id"), jobs.c.fence == bindparam("of_fence"))
+
+
+CLEARANCE = clearance_statement()
+
+
+def find_clearance(connection: Connection, job_id: int, fence: int, target: str) -> Clearance | None:
+    """What holds a leased attempt back from its robot, read just before acting; None when the lease is gone."""
+    facts = {"job_id": job_id, "of_fence": fence, "of_target": target}
+    row = connection.execute(CLEARANCE, facts).one_or_none()
     return None if row is None else Clearance(row[2], row.scope and emergency_text(row.scope, row.reason))
 
 

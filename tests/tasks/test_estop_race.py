@@ -32,13 +32,14 @@ READY = "SELECT id, subject_id FROM jobs WHERE fence IS NULL AND NOT waits ORDER
 
 @pytest.fixture
 def tickets(database: str, writer: Caller, set_to: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pending drives of half a second, over all robots."""
+    """Pending drives over all robots: many short ones, so that some is always about to begin, and a few long ones."""
     set_to(database_pool=CALLERS + WORKERS + 10, sim_time_scale=10)
     monkeypatch.setattr(hints, "send", lambda *_: None)
     monkeypatch.setattr(tasks, "keeper", Keeper())
-    common = {"params": {"speed": 1.0, "duration_seconds": 5}, "priority": "normal", "timeout_seconds": 30}
+    common = {"command": "drive", "priority": "normal", "timeout_seconds": 30, "metadata": {}}
+    lasting = [{"speed": 1.0, "duration_seconds": 0.1 if n % 8 else 5} for n in range(TICKETS)]
     with statement() as connection:
-        drafts = [{**common, "command": "drive", "target": f"r{n % ROBOTS}", "metadata": {}} for n in range(TICKETS)]
+        drafts = [{**common, "target": f"r{n % ROBOTS}", "params": params} for n, params in enumerate(lasting)]
         return [str(row["id"]) for row in operations.create_tickets(connection, drafts, writer)]
 
 
