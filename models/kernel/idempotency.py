@@ -129,7 +129,7 @@ def forget_old_keys(connection: Connection) -> int:
     oldest = select(keys.c.client, keys.c.scope_sha256).where(old).order_by(keys.c.created_at)
     forgotten = 0
     for _ in range(MOST_BATCHES):
-        batch = oldest.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True).subquery()
+        batch = oldest.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True).cte()
         same = (keys.c.client == batch.c.client, keys.c.scope_sha256 == batch.c.scope_sha256)
         gone = connection.execute(delete(keys).where(*same)).rowcount
         forgotten += gone
