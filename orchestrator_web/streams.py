@@ -140,19 +140,20 @@ class Streams:
             raise Unavailable("Too many event streams are open", code="too_many_streams", retry_after=5.0)
 
     async def tell(self, stream: Stream, transport: Transport) -> None:
-        began, ending = clock.monotonic(), "client_left"
+        began, ending, patience = clock.monotonic(), "client_left", SEND_SECONDS
         try:
             await transport.open(stream.cursor(stream.after))
             await self.tell_past(stream, transport)
             await self.tell_present(stream, transport)
         except TimeoutError:
+            patience = LAST_WORD_SECONDS
             stream.cut(408, "reader_too_slow", f"No data was taken for {SEND_SECONDS:g} s; resume from the last event")
         except OrchestratorError as error:
             stream.cut(status_of(error), error.code, error.message)
         if not stream.left and stream.problem is not None:
             ending = stream.problem["code"]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORD_SECONDS):
+                async with asyncio.timeout(patience):
                     await transport.end(stream.problem)
         facts = {"correlation_id": stream.opening.correlation_id, "seconds": round(clock.monotonic() - began, 3)}
         log.info("a stream ended", extra={"code": ending, "path": stream.opening.path, **facts})
