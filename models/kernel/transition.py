@@ -51,6 +51,7 @@ from models.kernel.errors import Conflict
 from models.kernel.jobs import Spec
 from models.kernel.ledger import ledger
 from models.kernel.machine import Machine
+from models.kernel.prepared import Prepared
 from models.kernel.session import to_json
 from models.kernel.settings import settings
 
@@ -65,6 +66,9 @@ class LaneBusy(Conflict):
 
 
 Job = job_parts.Job
+
+OF_A_CALL = {"rows": "text", "actor": "text", "reason": "text", "correlation_id": "text", "lease": "float8"}
+"""What each call of an act brings, and as which type."""
 
 DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
@@ -140,20 +144,19 @@ class Act:
 
         Raises LaneBusy when a lease would put two jobs of one lane to work.
         """
-        sql, constants = self.compiled
         call = {"rows": to_json(list(rows)), "actor": actor, "reason": reason, "correlation_id": correlation_id}
         try:
-            result = connection.exec_driver_sql(sql, {**constants, "lease": settings().lease_seconds, **call})
+            return self.prepared.run(connection, {**call, "lease": settings().lease_seconds})
         except IntegrityError as error:
             if job_parts.LANE_INDEX in str(error.orig):
                 raise LaneBusy("Another job of this lane is being carried out") from error
             raise
-        return [dict(row) for row in result.mappings()]
 
     @functools.cached_property
-    def compiled(self) -> tuple[str, dict[str, Any]]:
+    def prepared(self) -> Prepared:
         made = self.statement().compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
-        return str(made), dict(made.params)
+        constants = {name: value for name, value in made.params.items() if name not in OF_A_CALL}
+        return Prepared(str(made), constants, OF_A_CALL)
 
     def statement(self) -> Any:
         raise NotImplementedError

@@ -184,4 +184,4 @@ def test_no_test_sleeps() -> None:
 
 def test_only_the_fixed_packages_are_at_the_top() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert packages <= {*PACKAGES, "tests"}
+    assert packages <= {*PACKAGES, "tests", "benchmarks"}
