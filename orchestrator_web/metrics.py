@@ -6,6 +6,7 @@ every web process are added up, so the answer is right whichever process gives i
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -17,9 +18,8 @@ from prometheus_client.registry import Collector
 from models.kernel.processes import list_fresh_roles
 from models.kernel.session import statement
 from models.kernel.settings import settings
-from models.kernel.tallies import read_tallies
+from models.kernel.tallies import read_all_tallies
 
-KINDS = ("ticket", "schedule", "latch")
 MS_IN_SECOND = 1000.0
 
 UNAUTHENTICATED = Counter("orchestrator_unauthenticated", "Requests without a valid credential", ["code"])
@@ -42,8 +42,8 @@ class Ledgered(Collector):
         )
         roles = GaugeMetricFamily("orchestrator_role_up", "Whether a process of the role runs", labels=["role"])
         with statement() as connection:
-            for kind in KINDS:
-                self.add(kind, read_tallies(connection, kind, "state", "topic", "elapsed"), states, topics, elapsed)
+            for kind, rows in itertools.groupby(read_all_tallies(connection), key=lambda row: row.kind):
+                self.add(kind, rows, states, topics, elapsed)
             fresh = list_fresh_roles(connection)
         for role in sorted(settings().process_roles):
             roles.add_metric([role], float(role in fresh))
@@ -58,7 +58,7 @@ class Ledgered(Collector):
         elapsed: HistogramMetricFamily,
     ) -> None:
         histograms: dict[tuple[str, str], dict[str, float]] = {}
-        for measure, name, label, bucket, value in rows:  # type: ignore[attr-defined]
+        for _, measure, name, label, bucket, value in rows:  # type: ignore[attr-defined]
             if measure == "state":
                 states.add_metric([kind, name], value)
             elif measure == "topic":

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Column, Connection, Double, PrimaryKeyConstraint, Row, Table, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Double, PrimaryKeyConstraint, Row, Table, Text, TextClause, text
 
 from models.kernel.horizon import find_horizon
 from models.kernel.metadata import metadata
+
+Tally = tuple[str, str, str, str, str, float]
 
 BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 
@@ -72,23 +74,30 @@ _ROLL = text(
     """  # noqa: S608
 )
 
-_READ = text(
-    f"""
-    WITH news AS (
-        SELECT * FROM ledger WHERE seq > (SELECT seq FROM tally_position) AND subject_kind = :kind
+
+def reading(of_kind: str) -> TextClause:
+    """The tallies and, in the same snapshot, what the ledger says beyond them."""
+    return text(
+        f"""
+        WITH news AS (
+            SELECT * FROM ledger WHERE seq > (SELECT seq FROM tally_position) {of_kind.format(kind="subject_kind")}
+        )
+        SELECT kind, measure, name, label, bucket, sum(value) AS value
+          FROM (
+            SELECT kind, measure, name, label, bucket, value FROM tallies
+             WHERE measure = ANY(:measures) {of_kind.format(kind="kind")}
+            UNION ALL
+            SELECT subject_kind, measure, name, label, bucket, value FROM ({_COUNTED}) AS counted
+             WHERE measure = ANY(:measures)
+          ) AS whole
+         GROUP BY kind, measure, name, label, bucket
+         ORDER BY kind, measure, name, label, bucket
+        """  # noqa: S608
     )
-    SELECT measure, name, label, bucket, sum(value) AS value
-      FROM (
-        SELECT kind AS subject_kind, measure, name, label, bucket, value FROM tallies
-         WHERE kind = :kind AND measure = ANY(:measures)
-        UNION ALL
-        SELECT subject_kind, measure, name, label, bucket, value FROM ({_COUNTED}) AS counted
-         WHERE measure = ANY(:measures)
-      ) AS whole
-     GROUP BY measure, name, label, bucket
-     ORDER BY measure, name, label, bucket
-    """  # noqa: S608
-)
+
+
+_READ = reading("AND {kind} = :kind")
+_READ_ALL = reading("")
 
 
 def roll_tallies(connection: Connection, at_most: int = 50_000) -> bool:
@@ -101,9 +110,14 @@ def roll_tallies(connection: Connection, at_most: int = 50_000) -> bool:
     return True
 
 
-def read_tallies(connection: Connection, kind: str, *measures: str) -> Sequence[Row[tuple[str, str, str, str, float]]]:
-    """(measure, name, label, bucket, value) of one kind of subject, up to this very moment."""
+def read_tallies(connection: Connection, kind: str, *measures: str) -> Sequence[Row[Tally]]:
+    """(kind, measure, name, label, bucket, value) of one kind of subject, up to this very moment."""
     return connection.execute(_READ, {"kind": kind, "measures": list(measures)}).all()
+
+
+def read_all_tallies(connection: Connection) -> Sequence[Row[Tally]]:
+    """As `read_tallies`, of every kind and measure."""
+    return connection.execute(_READ_ALL, {"measures": ["state", "topic", "elapsed"]}).all()
 
 
 def count_states(connection: Connection, kind: str) -> dict[str, int]:
