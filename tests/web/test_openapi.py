@@ -109,7 +109,7 @@ def test_every_operation_says_how_it_succeeds_and_how_it_fails(document: dict[st
         assert [status for status in answers if status.startswith("2") or status == "101"], (path, method)
         assert "default" in answers
         for status, answer in answers.items():
-            assert answer["content"], (path, status)
+            assert answer.get("content") or status in {"101", "204"}, (path, status)
             if (status == "default" or status >= "4") and (path, status) != ("/readyz", "503"):
                 assert answer["content"] == PROBLEM, (path, status)
 
