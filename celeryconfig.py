@@ -31,6 +31,7 @@ imports = (
     "orchestrator_tasks.tickets.tasks",
     "orchestrator_tasks.kernel.bulk",
     "orchestrator_tasks.kernel.webhooks",
+    "orchestrator_tasks.kernel.canary",
     "orchestrator_tasks.schedules",
 )
 

@@ -12,9 +12,9 @@ import httpx
 
 from models.kernel.errors import OrchestratorError
 from models.kernel.settings import load
+from orchestrator_cli.addresses import base_url
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.home import Home
-from orchestrator_cli.readiness import base_url
 from orchestrator_cli.screen import say
 
 DRIVE = {

@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-from sqlalchemy import Connection
 
 from models.kernel.errors import InvalidSettings, OrchestratorError
-from models.kernel.parsers import PERMISSIONS
-from models.kernel.settings import load, variables
-from orchestrator_cli.errors import CannotStart
-
-WRONG_SETTINGS = 2
-CANNOT = 1
+from models.kernel.settings import variables
+from orchestrator_cli.addresses import database_url
+from orchestrator_cli.commands.clients import clients
+from orchestrator_cli.commands.dead_letters import dead_letters
+from orchestrator_cli.commands.doctor import doctor
+from orchestrator_cli.commands.estop import estop
+from orchestrator_cli.commands.schedules import schedules
+from orchestrator_cli.commands.tickets import tickets
+from orchestrator_cli.errors import CANNOT, EXIT_CODES, INTERRUPTED, WRONG_USAGE, CommandFailed
+from orchestrator_cli.output import AS_JSON, printing, show, table
 
 
 class PlainErrors(click.Group):
-    """Whatever stops a command is one line on stderr, never a traceback."""
+    """Whatever stops a command is said on stderr in a line or two, never by a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except CommandFailed as error:
+            refuse(context, error, error.exit_code, error.next_step, error.problem)
         except InvalidSettings as error:
-            refuse("; ".join(error.message.splitlines()), WRONG_SETTINGS)
-        except CannotStart as error:
-            refuse(error.line(), CANNOT)
+            refuse(context, error, WRONG_USAGE, "`orchestrator settings` lists what can be set")
         except OrchestratorError as error:
-            refuse(error.message, CANNOT)
+            refuse(context, error, CANNOT)
+        except BrokenPipeError:
+            raise  # who read our output has left: click ends quietly
         except OSError as error:
-            refuse(str(error), CANNOT)
+            refuse(context, OrchestratorError(str(error), code="os_error"), CANNOT)
+        except UnicodeError:
+            refuse(context, OrchestratorError("an argument is not UTF-8 text", code="wrong_usage"), WRONG_USAGE)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            sys.exit(INTERRUPTED)
 
 
-def refuse(line: str, code: int) -> None:
+def refuse(
+    context: click.Context,
+    error: OrchestratorError,
+    exit_code: int,
+    next_step: str = "",
+    problem: dict[str, Any] | None = None,
+) -> NoReturn:
+    """End with what happened and what to do next; with --json as one object that holds what the service said."""
     sys.stdout.flush()
-    click.echo(f"orchestrator: {line}", err=True)
-    sys.exit(code)
+    message = "; ".join(error.message.splitlines())
+    if context.meta.get(AS_JSON):
+        told = {"code": error.code, "message": message, **(problem or {}), "next_step": next_step or None}
+        click.echo(json.dumps(told, ensure_ascii=False), err=True)
+    else:
+        click.echo(f"orchestrator: {message}", err=True)
+        if next_step:
+            click.echo(f"  next: {next_step}", err=True)
+    sys.exit(exit_code)
 
 
-@click.group(cls=PlainErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=PlainErrors, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Robot tickets, engine runs, training runs, inference tasks and a droplet mesh over one durable kernel.
 
-    Settings come from the environment: PORT, FLOWER_PORT, DATABASE_URL, BROKER_URL,
-    ORCHESTRATOR_HOME and the rest of models/kernel/settings.py.
+    Settings come from the environment; `orchestrator settings` lists them. Commands that ask the running service
+    find it by --url and --token, else ORCHESTRATOR_URL and ORCHESTRATOR_TOKEN, else on the local home.
     """
 
 
@@ -84,63 +108,23 @@ def migration(down: str | None) -> Callable[[str], None]:
     return (lambda url: steps.downgrade(url, down)) if down else steps.upgrade
 
 
-def database_url() -> str:
-    """The database that the settings name, else the running embedded one."""
-    from orchestrator_cli.embedded.postgres import Postgres
-    from orchestrator_cli.home import Home
-
-    chosen = load(os.environ)
-    if chosen.database_url:
-        return chosen.database_url
-    embedded = Postgres(Home.at(chosen.home).directory / "postgres")
-    if not embedded.data.exists() or not embedded.answers():
-        raise CannotStart("no database is running", next_step="start it with `make up` or set DATABASE_URL")
-    return embedded.url()
-
-
 @main.command()
+@printing
 def settings() -> None:
     """List every setting: its variable, its default, what it means."""
-    for name, item in variables().items():
-        default = ",".join(sorted(item.default)) if isinstance(item.default, frozenset) else str(item.default)
-        click.echo(f"{name:38} {default or '-':24} {item.metadata['help']}")
+    rows = [
+        {"variable": name, "default": default_of(item), "meaning": item.metadata["help"]}
+        for name, item in variables().items()
+    ]
+    show(rows, table(["variable", "default", "meaning"], rows, limit=None))
 
 
-@main.command()
-@click.argument("client")
-@click.option(
-    "--may", type=click.Choice(sorted(PERMISSIONS)), multiple=True, required=True, help="Give it once for each."
-)
-@click.option("--tenant", default="default", show_default=True)
-def key(client: str, may: tuple[str, ...], tenant: str) -> None:
-    """Print a new API key for a client, which is made, or changed to these permissions."""
-    from models.kernel.clients import create_client, issue_key
-
-    with on_the_database() as connection:
-        create_client(connection, client, may, tenant)
-        click.echo(issue_key(connection, client))
+def default_of(item: Any) -> str:
+    return ",".join(sorted(item.default)) if isinstance(item.default, frozenset) else str(item.default)
 
 
-@main.command()
-@click.argument("key_id")
-def revoke(key_id: str) -> None:
-    """Revoke an API key by its id, the twelve characters after orc_; it opens nothing within five seconds."""
-    from models.kernel.clients import revoke_key
-
-    with on_the_database() as connection:
-        if not revoke_key(connection, key_id):
-            raise CannotStart(f"there is no live key {key_id}", next_step="its id stands between the underscores")
-    click.echo(f"revoked {key_id}")
-
-
-@contextlib.contextmanager
-def on_the_database() -> Iterator[Connection]:
-    """A transaction on the database that the settings name, else on the running embedded one."""
-    os.environ["DATABASE_URL"] = database_url()
-    from models.kernel.session import transaction
-
-    with transaction() as connection:
-        yield connection
+for group in (doctor, clients, tickets, estop, dead_letters, schedules):
+    main.add_command(group)
 
 
 if __name__ == "__main__":

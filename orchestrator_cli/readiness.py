@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 
-from models.kernel.settings import Settings
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.screen import Step, say
 from orchestrator_cli.supervisor import Supervisor
@@ -15,12 +14,6 @@ from orchestrator_cli.supervisor import Supervisor
 PATIENCE = 60.0
 LAST_LINES = 12
 OK = 200
-
-
-def base_url(chosen: Settings, port: int) -> str:
-    """The address a person on this machine would use."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(chosen.host, chosen.host)  # noqa: S104 - compared, not bound
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def missing(client: httpx.Client) -> str | None:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from models.kernel.settings import Settings, load
 from orchestrator_cli import checks, leftovers, procfile, readiness, supervise
+from orchestrator_cli.addresses import base_url
 from orchestrator_cli.embedded.postgres import Postgres
 from orchestrator_cli.embedded.valkey import Valkey
 from orchestrator_cli.errors import CannotStart
@@ -111,7 +112,7 @@ def bring_up(run: Run, environ: Mapping[str, str]) -> None:
         run.supervisor.launch(programs)
         current.note(" ".join(run.commands))
     with step("Ready") as current:
-        readiness.wait(run.supervisor, readiness.base_url(run.chosen, run.chosen.port), current)
+        readiness.wait(run.supervisor, base_url(run.chosen, run.chosen.port), current)
 
 
 def prepare_servers(run: Run) -> list[Program]:
@@ -175,13 +176,13 @@ def prepare_data(run: Run) -> None:
 
 
 def summary(run: Run) -> None:
-    api = readiness.base_url(run.chosen, run.chosen.port)
+    api = base_url(run.chosen, run.chosen.port)
     token = shlex.quote(str(run.home.token))
     say()
     say(f"Ready in {time.monotonic() - run.started:.1f} s.")
     say(f"  API      {api}")
     say(f"  Docs     {api}/docs")
-    say(f"  Flower   {readiness.base_url(run.chosen, run.chosen.flower_port)}")
+    say(f"  Flower   {base_url(run.chosen, run.chosen.flower_port)}")
     say(f"  Token    {run.home.token}  (send it as: Authorization: Bearer ...)")
     say(f"  Logs     {run.home.logs}")
     say()

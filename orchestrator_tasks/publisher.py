@@ -19,6 +19,8 @@ from orchestrator_tasks.app import app
 from orchestrator_tasks.hints import client
 
 CORRELATION = "correlation"  # the header that carries a request's id to the worker
+CANARY = "doctor.canary"  # the task that only says that its queue is read
+MOST_SEARCHED = 10_000
 
 
 @functools.cache
@@ -64,4 +66,26 @@ def publish(jobs: Sequence[Ready]) -> None:
                     retry=False,
                 )
     except (OperationalError, redis.RedisError, OSError) as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+
+
+def publish_canary(queue: str, canary: str) -> None:
+    """Send the canary's task through a queue, before all jobs. Raises Unavailable."""
+    try:
+        with app.producer_pool.acquire(block=True, timeout=2) as producer:
+            kwargs = {"canary": canary, "queue": queue}
+            message = app.amqp.as_task_v2(canary, CANARY, kwargs=kwargs, ignore_result=True)
+            app.amqp.send_task_message(producer, CANARY, message, queue=queue, declare=[], priority=0, retry=False)
+    except (OperationalError, redis.RedisError, OSError) as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+
+
+def withdraw_canary(queue: str, canary: str) -> None:
+    """Take back a canary that nobody read, so that none pile up in a queue without readers. Raises Unavailable."""
+    name = lists_of(queue)[0]
+    try:
+        for message in client().lrange(name, 0, MOST_SEARCHED):
+            if canary.encode() in message:
+                client().lrem(name, 1, message)
+    except redis.RedisError as error:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 WORK = "orchestrator:work"  # somebody owes work: dispatchers, look
 OUTCOMES = "orchestrator:outcomes"  # "<subject id> ..." ended: whoever waits, look
+CANARY_SECONDS = 60  # how long the answer to a canary can be heard
+
+
+def canary_key(canary: str) -> str:
+    """Where the workers that read this canary leave the names of their queues."""
+    return f"orchestrator:canary:{canary}"
 
 
 def redis_url(broker_url: str) -> str:

@@ -111,9 +111,13 @@ def refused(home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_said_plainly(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """What happened in one line on stderr, and at most one more that says what to do next."""
     assert done.returncode != 0
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    happened, *rest = done.stderr.splitlines()
+    assert happened.startswith("orchestrator: "), done.stderr
+    assert len(rest) <= 1, done.stderr
+    assert all(line.startswith("  next: ") for line in rest), done.stderr
     for word in words:
         assert word in done.stderr
 
