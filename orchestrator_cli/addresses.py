@@ -59,8 +59,13 @@ def database_url(chosen: Settings | None = None) -> str:
 
 
 def broker_url(chosen: Settings | None = None) -> str:
-    """The broker that the settings name, else the embedded one, running or not."""
+    """The broker that the settings name, else the embedded one. Raises CannotStart when that was never started."""
     from orchestrator_cli.embedded.valkey import Valkey
 
     chosen = chosen or load(os.environ)
-    return chosen.broker_url or Valkey(Home.at(chosen.home).directory / "valkey").url()
+    if chosen.broker_url:
+        return chosen.broker_url
+    embedded = Valkey(Home.at(chosen.home).directory / "valkey")
+    if not embedded.data.exists():
+        raise CannotStart("no broker is running", next_step=f"{START_IT} or set BROKER_URL")
+    return embedded.url()

@@ -29,9 +29,9 @@ class Stream:
     def __init__(self, service: Service, path: str, params: dict[str, str], say: Say) -> None:
         self.service = service
         self.path = path
-        self.params = dict(params)
+        self.params = params
         self.say = say
-        self.last_id = self.params.pop("after", "")
+        self.last_id = ""
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Every event from the beginning on.
@@ -62,7 +62,8 @@ class Stream:
 
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self.last_id} if self.last_id else {})
-        asked = {"params": self.params, "headers": headers, "timeout": timeout}
+        params = {name: value for name, value in self.params.items() if name != "after" or not self.last_id}
+        asked = {"params": params, "headers": headers, "timeout": timeout}
         try:
             with self.service.client.stream("GET", self.path, **asked) as answer:
                 if answer.status_code >= REFUSED:

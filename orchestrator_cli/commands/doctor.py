@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -42,42 +42,29 @@ def doctor(canary_seconds: float) -> None:
 
 
 def look(chosen: Settings, canary_seconds: float) -> list[Finding]:
-    from orchestrator_cli.doctor.findings import FAIL, Finding, look_all
-
-    missing, servers = [], {}
-    try:
-        chosen = replace(chosen, broker_url=broker_url(chosen))
-        chosen = replace(chosen, database_url=database_url(chosen))
-    except CannotStart as error:
-        missing = [Finding("database", FAIL, error.message, error.next_step)]
-    else:
-        servers = {"database": look_at_database, "broker": look_at_broker}
+    """All findings. Whatever the threads need is imported before they start: two at once may see a module half made."""
+    from orchestrator_cli.doctor.findings import look_all
     from orchestrator_cli.doctor.machine import around
 
-    os.environ.update({"DATABASE_URL": chosen.database_url, "BROKER_URL": chosen.broker_url})
-    found = missing + look_all({**servers, **around(chosen)}, ANSWER_SECONDS)
-    if servers and answers(found, "broker"):
-        found += look_all({"queues": queues_within(canary_seconds)}, canary_seconds + ANSWER_SECONDS)
+    found = [*locate("broker", "BROKER_URL", broker_url), *locate("database", "DATABASE_URL", database_url)]
+    absent = {finding.check for finding in found}
+    from orchestrator_cli.doctor import broker, canaries, database
+
+    servers = {"database": database.look_at_database, "broker": broker.look_at_broker}
+    present = {name: look for name, look in servers.items() if name not in absent}
+    found += look_all({**present, **around(chosen)}, ANSWER_SECONDS)
+    if any(finding.check == "broker" and finding.verdict == "ok" for finding in found):
+        queues = {"queues": lambda: canaries.look_at_queues(canary_seconds)}
+        found += look_all(queues, canary_seconds + ANSWER_SECONDS)
     return found
 
 
-def look_at_database() -> list[Finding]:
-    from orchestrator_cli.doctor import database
+def locate(check: str, variable: str, find: Callable[[], str]) -> list[Finding]:
+    """Tell the rooms below where a server is; a finding when there is none."""
+    from orchestrator_cli.doctor.findings import FAIL, Finding
 
-    return database.look_at_database()
-
-
-def look_at_broker() -> list[Finding]:
-    from orchestrator_cli.doctor import broker
-
-    return broker.look_at_broker()
-
-
-def queues_within(seconds: float) -> Callable[[], list[Finding]]:
-    from orchestrator_cli.doctor import canaries
-
-    return lambda: canaries.look_at_queues(seconds)
-
-
-def answers(findings: list[Finding], check: str) -> bool:
-    return any(finding.check == check and finding.verdict == "ok" for finding in findings)
+    try:
+        os.environ[variable] = find()
+    except CannotStart as error:
+        return [Finding(check, FAIL, error.message, error.next_step)]
+    return []

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import httpx
+
 from models.kernel.settings import Settings
 from orchestrator_cli.addresses import service_url
 from orchestrator_cli.doctor.findings import FAIL, OK, WARN, Finding, judge
@@ -41,8 +43,6 @@ def look_at_disk(chosen: Settings) -> list[Finding]:
 
 def look_at_service(chosen: Settings) -> list[Finding]:
     """The API, asked whether it is ready; on another machine that may not be for us to reach."""
-    import httpx
-
     url = service_url(chosen)
     try:
         answer = httpx.get(f"{url}/readyz", timeout=REACH_SECONDS, trust_env=False)
