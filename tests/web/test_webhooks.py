@@ -241,6 +241,11 @@ def test_a_wrong_subscription_is_refused_with_a_pointer_and_changes_nothing(
     assert rows("SELECT * FROM webhooks") == []
 
 
+def test_a_scheme_may_be_spelled_in_capitals(api: Api) -> None:
+    made = api.post("/webhooks", json={**GOOD, "url": "HTTP://127.0.0.1:9/hook"})
+    assert made.status_code == 201, made.text
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"url": "\\ud800", "topics": ["*"]}', b"7", b"null", b"\xff"])
 def test_a_body_that_is_no_subscription_is_refused(api: Api, body: bytes) -> None:
     assert_problem(api.send("/webhooks", body), 400, 422)
