@@ -18,9 +18,8 @@ from orchestrator_web import auth, docs, health, parsing, problems
 from orchestrator_web.json import StrictJson
 from orchestrator_web.kernel import clients, dead_letters, operations, scheduler, webhooks
 from orchestrator_web.metrics import REQUESTS
-from orchestrator_web.tickets import batches, estop
+from orchestrator_web.tickets import batches, estop, streams
 from orchestrator_web.tickets import routes as tickets
-from orchestrator_web.tickets import streams
 
 log = logging.getLogger(__name__)
 
