@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint ops/constraints.txt
 PINS := setup.cfg pyproject.toml ops/constraints.txt
 
-.PHONY: help up demo test check clean
+.PHONY: help up demo test check chaos clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -31,6 +31,10 @@ check: $(VENV)/dev.stamp  ## lint, format, types, layers, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 	$(BIN)/python -m pytest tests/architecture -q
+
+MINUTES ?= 3
+chaos: $(VENV)/dev.stamp  ## break everything for MINUTES=3 minutes under load (SEED= repeats) and check what was promised
+	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:  ## remove the environment and caches; the data in .orchestrator stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
