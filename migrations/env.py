@@ -16,7 +16,7 @@ import models.kernel.ledger
 import models.kernel.processes
 import models.kernel.schedules
 import models.kernel.tallies
-import models.kernel.webhook_tables
+import models.kernel.webhooks.tables
 import models.tickets.robot_tables
 import models.tickets.tables  # noqa: F401 - each import adds its tables to the metadata
 from models.kernel.metadata import metadata

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from models.kernel import processes, schedules
-from models.kernel.deliveries import forget_old_deliveries
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import make_partitions
 from models.kernel.logs import about
@@ -19,6 +18,7 @@ from models.kernel.retention import drop_old_partitions
 from models.kernel.schedules import Run
 from models.kernel.session import statement, transaction
 from models.kernel.tallies import roll_tallies
+from models.kernel.webhooks.deliveries import forget_old_deliveries
 from models.tickets.queries import live_tickets
 from models.tickets.states import TICKET
 from models.tickets.stops import forget_old_stops

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Connection, MetaData, Select, Table, Text, select
 
 from models.kernel.settings import settings
 from models.kernel.tallies import tally_position
-from models.kernel.webhook_tables import webhook_position
+from models.kernel.webhooks.tables import webhook_position
 
 log = logging.getLogger(__name__)
 

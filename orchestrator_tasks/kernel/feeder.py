@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from models.kernel.deliveries import strand_deliveries
 from models.kernel.errors import OrchestratorError
 from models.kernel.session import statement
-from models.kernel.webhook_feed import feed_webhooks
+from models.kernel.webhooks.deliveries import strand_deliveries
+from models.kernel.webhooks.feeding import feed_webhooks
 from orchestrator_tasks import hints
 
 log = logging.getLogger(__name__)

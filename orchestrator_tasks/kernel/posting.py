@@ -24,8 +24,8 @@ import certifi
 import httpx
 
 from models.kernel import clock
-from models.kernel.addresses import Place, list_addresses, parse_url
 from models.kernel.errors import Invalid, Unavailable
+from models.kernel.webhooks.addresses import Place, list_addresses, parse_url
 
 for shows_urls in ("httpx", "httpcore"):
     logging.getLogger(shows_urls).setLevel(logging.WARNING)  # a receiver's URL may hold a token

@@ -12,16 +12,18 @@ from typing import Any
 import orjson
 from celery import current_task
 
-from models.kernel import clock, deliveries, signing, webhooks
+from models.kernel import clock
 from models.kernel.backlog import park_job
-from models.kernel.delivery_moves import QUEUE, TASK
 from models.kernel.errors import LeaseLost, OrchestratorError
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
-from models.kernel.webhook_tables import DELIVERED, FAILED, PENDING
+from models.kernel.webhooks import deliveries, signing
+from models.kernel.webhooks import subscriptions as webhooks
+from models.kernel.webhooks.moves import QUEUE, TASK
+from models.kernel.webhooks.tables import DELIVERED, FAILED, PENDING
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import keeper

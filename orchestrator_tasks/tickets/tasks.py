@@ -14,7 +14,7 @@ from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.transition import LaneBusy
-from models.kernel.webhook_feed import register_source
+from models.kernel.webhooks.feeding import register_source
 from models.tickets import batches, events, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
 from models.tickets.queries import find_clearance

@@ -6,9 +6,9 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, fields, validate
 
-from models.kernel.addresses import LONGEST_URL, check_receiver
-from models.kernel.webhook_tables import DELIVERY, DISABLED, ENABLED
-from models.kernel.webhooks import OVERLAP_SECONDS
+from models.kernel.webhooks.addresses import LONGEST_URL, check_receiver
+from models.kernel.webhooks.subscriptions import OVERLAP_SECONDS
+from models.kernel.webhooks.tables import DELIVERY, DISABLED, ENABLED
 from orchestrator_web.fields import Json, QueryInteger, StrictInteger
 
 LONGEST_DESCRIPTION = 500

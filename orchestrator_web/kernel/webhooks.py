@@ -10,9 +10,10 @@ from typing import Any
 from flask import Response, g
 from flask_smorest import Blueprint
 
-from models.kernel import deliveries, webhooks
 from models.kernel.errors import NotFound
 from models.kernel.session import statement, transaction
+from models.kernel.webhooks import deliveries
+from models.kernel.webhooks import subscriptions as webhooks
 from orchestrator_web import hints, paging
 from orchestrator_web.auth import requires
 from orchestrator_web.idempotency import after_commit, creating, keep_instead

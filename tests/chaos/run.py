@@ -15,15 +15,16 @@ import orjson
 import psycopg2
 
 from tests.chaos import checker
-from tests.chaos.callers import ASYNC, CREW, Caller, World, release
+from tests.chaos.callers import CREW, Caller, World, release
 from tests.chaos.check_tickets import LONGEST_SETTLING
-from tests.chaos.cluster import AGING_SECONDS, Cluster
+from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import Evidence, Heard
 from tests.chaos.history import Call, History
 from tests.chaos.nemesis import rage
 from tests.chaos.plan import make_plan
 from tests.chaos.readers import Blocks, Messages, Reader
 from tests.chaos.recorder import read_evidence
+from tests.chaos.saturation import LOW_WITHIN, saturate
 from tests.service.waiting import eventually
 
 LIVE = "SELECT count(*) AS n FROM tickets WHERE state IN ('queued', 'executing')"
@@ -62,6 +63,7 @@ def burn(cluster: Cluster, seed: int, seconds: float, history: History) -> Evide
         Messages(world, "all-by-websocket").start(),
         Blocks(world, "one-robot-by-sse", "r1").start(),
     ]
+    saturate(world)
     for name, act in CREW.items():
         world.start(name, act)
     rage(cluster, make_plan(seed, seconds), seconds, history, say)
@@ -80,6 +82,7 @@ def burn(cluster: Cluster, seed: int, seconds: float, history: History) -> Evide
         counted=counts(world),
         now=time.time(),
         settled_after=settled_after,
+        low_within=LOW_WITHIN,
         **read_evidence(cluster.service.rows),
     )
 
@@ -163,4 +166,3 @@ def load(path: Path) -> Evidence:
 
 
 FIELDS = frozenset(Evidence.__dataclass_fields__)
-__all__ = ["AGING_SECONDS", "ASYNC", "carry_out", "judge", "load"]

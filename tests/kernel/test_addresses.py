@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from models.kernel import addresses
-from models.kernel.addresses import check_receiver, is_public, list_addresses, parse_url, resolve
 from models.kernel.errors import Invalid, Unavailable
 from models.kernel.settings import settings
+from models.kernel.webhooks import addresses
+from models.kernel.webhooks.addresses import check_receiver, is_public, list_addresses, parse_url, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from models.kernel.ledger import note
 from models.kernel.retention import drop_old_partitions, get_earliest_seq
 from models.kernel.session import transaction
 from models.kernel.tallies import roll_tallies
-from models.kernel.webhook_feed import feed_webhooks
+from models.kernel.webhooks.feeding import feed_webhooks
 from tests.conftest import forget
 from tests.kernel.races import alone
 

@@ -9,7 +9,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from models.kernel.clock import utcnow
-from models.kernel.signing import headers, new_signing_secret, sign_message
+from models.kernel.webhooks.signing import headers, new_signing_secret, sign_message
 
 BODY = b'{"type":"ticket_created"}'
 

@@ -10,11 +10,10 @@ import pytest
 import redis
 from sqlalchemy import event, text
 
-from models.kernel import webhook_feed
-from models.kernel import webhooks as subscriptions
 from models.kernel.ledger import note
 from models.kernel.session import engine, single_statements, statement, transaction
-from models.kernel.webhook_feed import feed_webhooks
+from models.kernel.webhooks import feeding, subscriptions
+from models.kernel.webhooks.feeding import feed_webhooks
 from orchestrator_tasks.kernel.feeder import Feeder
 from tests.service.waiting import eventually
 from tests.tasks.owed import change, rows
@@ -178,7 +177,7 @@ def test_a_pass_that_fails_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     create_ticket()
     before = position()
     with monkeypatch.context() as broken:
-        broken.setattr(webhook_feed, "_MOVE_ON", text("SELECT 1 / 0 WHERE :upto > 0"))
+        broken.setattr(feeding, "_MOVE_ON", text("SELECT 1 / 0 WHERE :upto > 0"))
         with pytest.raises(Exception, match="division by zero"):
             feed_webhooks()
     assert (position(), deliveries()) == (before, [])
@@ -213,10 +212,10 @@ def test_a_subscription_made_while_the_position_is_passed_by_loses_nothing() -> 
     """The pass saw nobody; somebody subscribed; what was told after that is still beyond the position."""
     create_ticket()
     with statement() as connection:
-        seen = connection.execute(webhook_feed._LOOK).one()
+        seen = connection.execute(feeding._LOOK).one()
         subscribe(URL)
         create_ticket()
-        connection.execute(webhook_feed._PASS_BY, {"upto": seen.last})
+        connection.execute(feeding._PASS_BY, {"upto": seen.last})
     assert feed() == 1
 
 

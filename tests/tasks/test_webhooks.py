@@ -13,11 +13,11 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from models.kernel import deliveries as kernel
-from models.kernel import webhooks as subscriptions
 from models.kernel.clock import utcnow
 from models.kernel.jobs import Held
 from models.kernel.session import statement
+from models.kernel.webhooks import deliveries as kernel
+from models.kernel.webhooks import subscriptions
 from orchestrator_tasks.dispatcher import Dispatcher
 from orchestrator_tasks.keeper import Keeper
 from orchestrator_tasks.kernel import posting, webhooks

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.kernel import webhooks as subscriptions
 from models.kernel.clients import Caller
 from models.kernel.session import statement
-from models.kernel.webhook_feed import feed_webhooks
+from models.kernel.webhooks import subscriptions
+from models.kernel.webhooks.feeding import feed_webhooks
 from models.tickets import operations
 from orchestrator_tasks.kernel import webhooks
 from orchestrator_tasks.tickets import tasks  # noqa: F401 - makes tickets a source of events

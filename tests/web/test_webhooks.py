@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 
 from models.kernel.settings import settings
-from models.kernel.webhook_feed import feed_webhooks
+from models.kernel.webhooks.feeding import feed_webhooks
 from orchestrator_tasks.kernel import webhooks as worker
 from orchestrator_tasks.tickets import tasks  # noqa: F401 - makes tickets a source of events
 from tests.tasks.receivers import receiving
@@ -310,7 +310,7 @@ def test_a_wrong_change_rotation_or_page_is_refused(api: Api) -> None:
 
 
 def test_a_tenant_has_a_bounded_number_of_subscriptions(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.kernel.webhooks.MOST_IN_TENANT", 2)
+    monkeypatch.setattr("models.kernel.webhooks.subscriptions.MOST_IN_TENANT", 2)
     first = subscribed(api)
     subscribed(api)
     assert assert_problem(api.post("/webhooks", json=GOOD), 409)["code"] == "too_many_webhooks"

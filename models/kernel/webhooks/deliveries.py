@@ -17,12 +17,12 @@ from sqlalchemy import Connection, and_, delete, func, select, text
 from models.kernel import clock, ids
 from models.kernel.backoff import backoff_seconds
 from models.kernel.clients import Caller
-from models.kernel.delivery_moves import BIRTH, EXPIRE, RELEASE, RESEND, RETRY, SETTLE, STRAND, TAKE, TEST, lane_of
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost, NotFound
 from models.kernel.job_parts import seconds
 from models.kernel.jobs import Held, jobs
 from models.kernel.settings import settings
-from models.kernel.webhook_tables import DELETED, DISABLED, ENABLED, FAILED, PENDING, deliveries, webhooks
+from models.kernel.webhooks.moves import BIRTH, EXPIRE, RELEASE, RESEND, RETRY, SETTLE, STRAND, TAKE, TEST, lane_of
+from models.kernel.webhooks.tables import DELETED, DISABLED, ENABLED, FAILED, PENDING, deliveries, webhooks
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 3600.0
 KEEP_DAYS = 7

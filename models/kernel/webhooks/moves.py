@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from models.kernel.job_parts import seconds
 from models.kernel.jobs import LOW, NORMAL, Spec
 from models.kernel.transition import Birth, Job, Subject, Told, Transition
-from models.kernel.webhook_tables import (
+from models.kernel.webhooks.tables import (
     DELIVERED,
     DELIVERING,
     DELIVERY,

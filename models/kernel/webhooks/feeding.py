@@ -14,12 +14,12 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from models.kernel import webhooks
-from models.kernel.delivery_moves import BIRTH
 from models.kernel.horizon import find_horizon
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 from models.kernel.transition import Subject
+from models.kernel.webhooks import subscriptions as webhooks
+from models.kernel.webhooks.moves import BIRTH
 
 MOST_IN_PASS = 500
 ACTOR = "feeder"

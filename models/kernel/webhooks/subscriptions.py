@@ -20,9 +20,9 @@ from models.kernel.errors import Conflict, IllegalTransition, NotFound
 from models.kernel.horizon import get_last_seq
 from models.kernel.job_parts import seconds
 from models.kernel.ledger import note
-from models.kernel.signing import new_signing_secret
 from models.kernel.transition import Birth, Subject, Told, Transition
-from models.kernel.webhook_tables import DELETED, DISABLED, ENABLED, WEBHOOK, webhooks
+from models.kernel.webhooks.signing import new_signing_secret
+from models.kernel.webhooks.tables import DELETED, DISABLED, ENABLED, WEBHOOK, webhooks
 
 SUBJECT = Subject(WEBHOOK, webhooks)
 MOST_IN_TENANT = 100
