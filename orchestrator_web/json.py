@@ -11,6 +11,7 @@ from flask.json.provider import JSONProvider
 from models.kernel.errors import Invalid
 
 DEEPEST = 32
+MOST_ERRORS, QUOTED = 100, 3
 
 
 def dumps(value: Any) -> bytes:
@@ -26,16 +27,26 @@ class StrictJson(JSONProvider):
     def loads(self, s: str | bytes, **_: Any) -> Any:
         """Raises ValueError when it is not JSON, Invalid when it cannot be stored or goes too deep."""
         value = orjson.loads(s)
+        unstorable: list[str] = []
         for pointer, part, depth in walk(value):
             if depth > DEEPEST:
                 raise refused(pointer, f"nested deeper than {DEEPEST} levels")
-            if isinstance(part, str) and "\x00" in part:
-                raise refused(pointer, "must not contain the NUL character")
+            if isinstance(part, str) and "\x00" in part and len(unstorable) < MOST_ERRORS:
+                unstorable.append(pointer)
+        if unstorable:
+            raise invalid([{"pointer": each, "detail": "must not contain the NUL character"} for each in unstorable])
         return value
 
 
 def refused(pointer: str, why: str) -> Invalid:
-    return Invalid(f"{pointer or '/'}: {why}", errors=[{"pointer": pointer, "detail": why}])
+    return invalid([{"pointer": pointer, "detail": why}])
+
+
+def invalid(found: list[dict[str, Any]]) -> Invalid:
+    """What is wrong where; the sentence quotes the first few and says how many more there are."""
+    quoted = [f"{each['pointer']}: {each['detail']}" if each["pointer"] else each["detail"] for each in found[:QUOTED]]
+    more = [f"and {len(found) - QUOTED} more"] if len(found) > QUOTED else []
+    return Invalid("; ".join(quoted + more), errors=found)
 
 
 def walk(value: Any) -> Iterator[tuple[str, Any, int]]:
@@ -52,7 +63,7 @@ def walk(value: Any) -> Iterator[tuple[str, Any, int]]:
                 yield below, key, depth
                 stack.append((below, inner, depth + 1))
         elif isinstance(part, list):
-            stack.extend((f"{pointer}/{index}", inner, depth + 1) for index, inner in enumerate(part))
+            stack.extend((f"{pointer}/{index}", inner, depth + 1) for index, inner in reversed([*enumerate(part)]))
 
 
 def escape(key: str) -> str:

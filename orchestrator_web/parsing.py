@@ -10,7 +10,7 @@ from flask import Request, current_app, request
 from webargs.flaskparser import FlaskParser
 
 from models.kernel.errors import Invalid
-from orchestrator_web.json import escape, refused
+from orchestrator_web.json import escape, invalid, refused
 from orchestrator_web.problems import BadRequest
 
 JSON = "application/json"
@@ -53,7 +53,7 @@ class StrictParser(FlaskParser):
     ) -> NoReturn:
         messages = error.messages if isinstance(error.messages, Mapping) else {"": error.messages}
         found = [{"pointer": pointer, "detail": text} for pointer, text in flatten(messages)]
-        raise Invalid("; ".join(f"{e['pointer']}: {e['detail']}" for e in found[:3]), errors=found)
+        raise invalid(found)
 
 
 def flatten(messages: Any, pointer: str = "") -> Iterator[tuple[str, str]]:

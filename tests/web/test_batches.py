@@ -44,6 +44,19 @@ def test_all_wrong_items_are_named_up_to_a_hundred(api: Api) -> None:
     assert "250 errors; the first 100 are listed" in problem["detail"]
 
 
+def test_every_item_with_a_nul_character_is_named_in_order(api: Api) -> None:
+    drafts = [{"command": "a\x00"}, {"command": "scan"}, {"command": "b\x00"}]
+    problem = assert_problem(api.post("/tickets/batch", json={"tickets": drafts}), 422)
+    assert [error["index"] for error in problem["errors"]] == [0, 2]
+
+
+def test_the_sentence_of_a_problem_says_how_much_more_is_wrong(api: Api) -> None:
+    problem = assert_problem(api.post("/tickets/batch", json={"tickets": [{"command": 5}] * 9}), 422)
+    assert "and 6 more" in problem["detail"]
+    nothing = assert_problem(api.post("/tickets/execute", json={}), 422)
+    assert not nothing["detail"].startswith(":")
+
+
 def test_a_nul_character_is_refused_with_the_index_of_its_item(api: Api) -> None:
     problem = assert_problem(api.post("/tickets/batch", json=batch(DRIVE, {"command": "a\x00"})), 422)
     assert problem["errors"][0]["index"] == 1
