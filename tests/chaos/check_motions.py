@@ -126,3 +126,14 @@ def check_everything_came_to_rest(evidence: Evidence) -> Iterator[Violation]:
     for motion in evidence.motions:
         if motion["ended_at"] is None and motion["until"] > evidence.now:
             yield Violation("every robot is at rest when all has ended", f"{motion['target']}: {motion['ticket_id']}")
+
+
+def slowest_rest(evidence: Evidence) -> float:
+    """The longest that a robot moved on after an e-stop had committed, in seconds; no promise, for faults delay it."""
+    moved_on = [
+        ended(motion) - window.since
+        for window in windows(evidence)
+        for motion in evidence.motions
+        if window.scope in (EVERYTHING, motion["target"]) and motion["began_at"] <= window.since < ended(motion)
+    ]
+    return max(moved_on, default=0.0)

@@ -16,6 +16,7 @@ import psycopg2
 
 from tests.chaos import checker
 from tests.chaos.callers import CREW, Caller, World, release
+from tests.chaos.check_motions import slowest_rest
 from tests.chaos.check_tickets import LONGEST_SETTLING
 from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import Evidence, Heard
@@ -138,7 +139,8 @@ def figures(evidence: Evidence, history: History) -> str:
         f"firings {len(evidence.fires)}",
         *(f"{r.name}: {len(r.events)} events, {r.connections} connections" for r in evidence.readers),
         f"strokes {len(history.strokes)}: {dict(strokes)}",
-        f"all settled {evidence.settled_after} s after the last fault",
+        f"all settled {evidence.settled_after} s after the last fault; no robot moved on for longer than "
+        f"{slowest_rest(evidence):.2f} s after an e-stop",
     ]
     return "\n".join(lines)
 
