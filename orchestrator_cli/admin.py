@@ -6,8 +6,9 @@ from orchestrator_cli.home import Home, write_secret
 
 
 def ensure_token(home: Home) -> str:
-    """Keep the token when it is still valid, issue one otherwise; returns which of the two happened.
+    """Keep the token when it is still valid, issue one otherwise; returns what happened.
 
+    Whoever starts the service on its home owns its data: a disabled `admin` is enabled again, and that is said.
     The kernel is imported here because it reads the environment once, which `up` completes first.
     """
     from models.kernel import clients
@@ -16,5 +17,6 @@ def ensure_token(home: Home) -> str:
     if present and clients.key_is_valid(present):
         home.token.chmod(0o600)
         return "kept"
+    was_disabled = clients.admin_is_disabled()
     write_secret(home.token, clients.issue_admin_key() + "\n")
-    return "issued"
+    return "issued; admin was disabled: enabled, its old keys revoked" if was_disabled else "issued"

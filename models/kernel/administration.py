@@ -20,6 +20,8 @@ from models.kernel.errors import Conflict, NotFound
 LASTING_SECONDS = 3600.0
 """A key that ends sooner does not keep the door open."""
 
+LAST_ADMIN = "last_admin"
+
 
 @contextlib.contextmanager
 def administering(connection: Connection) -> Iterator[None]:
@@ -28,7 +30,7 @@ def administering(connection: Connection) -> Iterator[None]:
     before = count_admin_keys(connection)
     yield
     if before and not count_admin_keys(connection):
-        raise Conflict("Nobody could administer the service any more: this is the last such key", code="last_admin")
+        raise Conflict("Nobody could administer the service any more: this is the last such key", code=LAST_ADMIN)
 
 
 def count_admin_keys(connection: Connection) -> int:

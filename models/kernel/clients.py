@@ -41,6 +41,9 @@ from models.kernel.parsers import PERMISSIONS
 from models.kernel.session import transaction
 
 KIND = "client"
+ADMIN = "admin"
+"""The client of whoever runs the service; `up` keeps its key in the home."""
+
 NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 KEY = re.compile(r"orc_([0-9a-f]{12})_([A-Za-z0-9_-]{32})")
 
@@ -151,6 +154,13 @@ def revoke_key(connection: Connection, key_id: str, *, by: Caller = OPERATOR) ->
     return client is not None
 
 
+def revoke_keys(connection: Connection, client: str, *, by: Caller = OPERATOR) -> None:
+    """Revoke every key of a client that was not revoked before."""
+    live = update(api_keys).where(api_keys.c.client == client, api_keys.c.revoked_at.is_(None))
+    for key_id in connection.scalars(live.values(revoked_at=func.clock_timestamp()).returning(api_keys.c.id)).all():
+        tell(connection, "client.key_revoked", client, by, key_id=key_id)
+
+
 def later(after_seconds: float) -> Any:
     """The moment so many seconds from now, by the database's clock."""
     return func.clock_timestamp() + seconds(after_seconds)
@@ -254,10 +264,21 @@ def is_disabled(connection: Connection, name: str) -> bool:
 
 
 def issue_admin_key() -> str:
-    """A key for the client `admin`, which is made when it is missing."""
+    """A key for the client `admin`, which is made when it is missing and enabled when it was disabled.
+
+    Whoever disabled it closed the door to the keys it had, so that none of them comes back with it.
+    """
     with transaction() as connection:
-        create_client(connection, "admin", PERMISSIONS)
-        return issue_key(connection, "admin")
+        if is_disabled(connection, ADMIN):
+            revoke_keys(connection, ADMIN)
+            set_enabled(connection, ADMIN, True)
+        create_client(connection, ADMIN, PERMISSIONS)
+        return issue_key(connection, ADMIN)
+
+
+def admin_is_disabled() -> bool:
+    with transaction() as connection:
+        return is_disabled(connection, ADMIN)
 
 
 def key_is_valid(key: str) -> bool:

@@ -12,6 +12,7 @@ import click
 
 from models.kernel.parsers import PERMISSIONS
 from orchestrator_cli.addresses import database_url
+from orchestrator_cli.errors import CommandFailed
 from orchestrator_cli.output import facts, printing, show, table
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CLIENT = ("name", "tenant", "permissions", "rate_limit", "created_at", "disabled_at")
 KEY = ("id", "created_at", "expires_at", "revoked_at")
 PAGE = 1000
+NEXT_STEP = "make a client with --may admin and a key for it first, or repeat this with --force"
 
 may_option = click.option(
     "--may", type=click.Choice(sorted(PERMISSIONS)), multiple=True, help="A permission; give it once for each."
@@ -30,6 +32,7 @@ rate_option = click.option(
 expires_option = click.option(
     "--expires-in", type=click.IntRange(1, 10 * 366 * 86_400), metavar="SECONDS", help="When the key ends by itself."
 )
+force_option = click.option("--force", is_flag=True, help="Also when nobody could administer the service afterwards.")
 
 
 @contextlib.contextmanager
@@ -40,6 +43,25 @@ def on_the_database() -> Iterator[Connection]:
 
     with transaction() as connection:
         yield connection
+
+
+@contextlib.contextmanager
+def administering(force: bool) -> Iterator[Connection]:
+    """A transaction after which somebody can still administer the service, unless forced. Raises CommandFailed."""
+    with on_the_database() as connection:
+        if force:
+            yield connection
+            return
+        from models.kernel import administration
+        from models.kernel.errors import Conflict
+
+        try:
+            with administration.administering(connection):
+                yield connection
+        except Conflict as refused:
+            if refused.code != administration.LAST_ADMIN:
+                raise
+            raise CommandFailed(refused.message, next_step=NEXT_STEP, problem={"code": refused.code}) from refused
 
 
 def plain(row: Mapping[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -103,19 +125,21 @@ def show_client(name: str) -> None:
 @may_option
 @click.option("--tenant")
 @rate_option
+@force_option
 @printing
-def set_client(name: str, may: tuple[str, ...], tenant: str | None, rate_limit: int | None) -> None:
+def set_client(name: str, may: tuple[str, ...], tenant: str | None, rate_limit: int | None, force: bool) -> None:
     """Change what is given; permissions are replaced as a whole."""
     wanted = {"permissions": may or None, "tenant": tenant, "rate_limit": rate_limit}
-    change(name, {key: value for key, value in wanted.items() if value is not None})
+    change(name, {key: value for key, value in wanted.items() if value is not None}, force)
 
 
 @clients.command()
 @click.argument("name")
+@force_option
 @printing
-def disable(name: str) -> None:
+def disable(name: str, force: bool) -> None:
     """Accept none of a client's keys and tokens from now on; it holds everywhere within five seconds."""
-    change(name, {"disabled": True})
+    change(name, {"disabled": True}, force)
 
 
 @clients.command()
@@ -126,11 +150,11 @@ def enable(name: str) -> None:
     change(name, {"disabled": False})
 
 
-def change(name: str, changes: dict[str, Any]) -> None:
+def change(name: str, changes: dict[str, Any], force: bool = False) -> None:
     from models.kernel.administration import change_client
     from models.kernel.clients import OPERATOR
 
-    with on_the_database() as connection:
+    with administering(force) as connection:
         changed = plain(change_client(connection, name, changes, by=OPERATOR), CLIENT)
     show(changed, facts(changed))
 
@@ -172,24 +196,26 @@ def keys(name: str) -> None:
 @click.argument("key_id")
 @click.option("--overlap", type=click.IntRange(0, 366 * 86_400), default=3600, show_default=True, metavar="SECONDS")
 @expires_option
+@force_option
 @printing
-def rotate(key_id: str, overlap: int, expires_in: int | None) -> None:
+def rotate(key_id: str, overlap: int, expires_in: int | None, force: bool) -> None:
     """Print a key that takes another's place; the old one, named by its id, ends after the overlap."""
     from models.kernel.clients import later, rotate_key
 
-    with on_the_database() as connection:
+    with administering(force) as connection:
         made = rotate_key(connection, key_id, overlap, None if expires_in is None else later(expires_in))
     show_key(made)
 
 
 @clients.command()
 @click.argument("key_id")
+@force_option
 @printing
-def revoke(key_id: str) -> None:
+def revoke(key_id: str, force: bool) -> None:
     """Revoke a key by its id, the twelve characters after orc_; it opens nothing within five seconds."""
     from models.kernel.clients import get_key, revoke_key
 
-    with on_the_database() as connection:
+    with administering(force) as connection:
         was_live = revoke_key(connection, key_id)
         revoked = plain(get_key(connection, key_id), KEY)
     show(revoked, [f"revoked {key_id}" if was_live else f"{key_id} was revoked before"])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from models.kernel.administration import count_admin_keys
 from models.kernel.clients import key_is_valid
+from models.kernel.session import transaction
 from orchestrator_cli.main import main
 
 
@@ -66,6 +68,52 @@ def test_none_of_a_disabled_client_s_keys_is_valid_until_it_is_enabled(robot: st
     assert not key_is_valid(made)
     assert asked("enable", robot)["disabled_at"] is None
     assert key_is_valid(made)
+
+
+@pytest.fixture
+def only_key(database: str) -> dict[str, str]:
+    """The one key that can administer the service, which belongs to the client root."""
+    asked("create", "root", "--may", "admin")
+    key: dict[str, str] = asked("key", "root")
+    return key
+
+
+def ways_out(key_id: str) -> list[list[str]]:
+    """Every command that takes the last administrator's key away."""
+    return [
+        ["disable", "root"],
+        ["set", "root", "--may", "read"],
+        ["revoke", key_id],
+        ["rotate", key_id, "--overlap", "0", "--expires-in", "60"],
+    ]
+
+
+def can_administer() -> bool:
+    with transaction() as connection:
+        return bool(count_admin_keys(connection))
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_the_last_administrator_is_shut_out_by_force_alone(only_key: dict[str, str], way: int) -> None:
+    words = ways_out(only_key["id"])[way]
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
+    assert "last such key" in refused.stderr
+    assert "--may admin" in refused.stderr
+    assert "--force" in refused.stderr
+    assert json.loads(run(*words, "--json").stderr)["code"] == "last_admin"
+    assert can_administer()
+    asked(*words, "--force")
+    assert not can_administer()
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_an_administrator_goes_without_force_when_another_stays(only_key: dict[str, str], way: int) -> None:
+    asked("create", "second", "--may", "admin")
+    asked("key", "second")
+    asked(*ways_out(only_key["id"])[way])
+    assert can_administer()
 
 
 @pytest.mark.parametrize(
