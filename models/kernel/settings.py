@@ -79,6 +79,7 @@ class Settings:
     )
     hsts_seconds: int = setting(whole(0, 10**9), 0, "Strict-Transport-Security; 0 sends none (TLS ends elsewhere)")
     stream_readers: int = setting(whole(1, 100_000), 2000, "open event streams in each web process")
+    stream_readers_per_client: int = setting(whole(1, 100_000), 500, "of them, those of one client")
     stream_buffer: int = setting(whole(10, 100_000), 1000, "events a slow reader may be behind before it is cut off")
     metrics_public: bool = setting(flag, True, "whether GET /metrics needs no credential")
     process_roles: frozenset[str] = setting(
@@ -107,7 +108,7 @@ class Settings:
     database_pool: int = setting(whole(1, 200), 10, "database connections in each process")
     lock_timeout: float = setting(number(0.1, 60), 3.0, "longest wait for a row lock")
     statement_timeout: float = setting(number(0.1, 600), 10.0, "longest statement")
-    lease_seconds: float = setting(number(1, 600), 15.0, "how long a worker may be silent before its lease ends")
+    lease_seconds: float = setting(number(1, 3600), 15.0, "how long a worker may be silent before its lease ends")
     dispatch_seconds: float = setting(number(0.05, 60), 1.0, "the dispatcher's pace when nothing wakes it")
     dispatch_window: int = setting(whole(1, 10_000), 24, "most messages waiting in one Celery queue")
     redispatch_seconds: float = setting(number(0.5, 3600), 5.0, "silence after which a message counts as lost")

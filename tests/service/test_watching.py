@@ -13,7 +13,15 @@ from tests.service.running import FLOWER_AUTH, Running, drive
 from tests.service.waiting import eventually
 
 FRESH_CONNECTIONS = 20
-SHOWN = ("ticket_created", "execution_started", "execution_completed", "execution_failed", "ticket_cancelled")
+SHOWN = (
+    "ticket_created",
+    "execution_started",
+    "execution_completed",
+    "execution_failed",
+    "ticket_cancelled",
+    "estop_engaged",
+    "estop_released",
+)
 SERVICE_EVENTS = ("service_started", "service_stopped")
 
 
@@ -73,7 +81,9 @@ def tickets_now(service: Running) -> int:
 
 
 def events_now(service: Running) -> int:
-    shown = "(subject_kind = 'ticket' AND topic = ANY(%s)) OR (subject_kind = 'service' AND topic = ANY(%s))"
+    shown = (
+        "(subject_kind IN ('ticket', 'latch') AND topic = ANY(%s)) OR (subject_kind = 'service' AND topic = ANY(%s))"
+    )
     return int(service.row(f"SELECT count(*) AS n FROM ledger WHERE {shown}", list(SHOWN), list(SERVICE_EVENTS))["n"])
 
 

@@ -30,8 +30,9 @@ class Visit:
     asked: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Ended with this module: while it lives, its event loop counts as this thread's running one."""
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program("chromium"), args=QUIET)
         yield browser

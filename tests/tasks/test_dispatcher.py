@@ -170,7 +170,7 @@ def test_after_the_database_was_away_nobody_is_reaped_for_one_lease(
 def test_a_server_that_has_just_started_makes_the_reaper_wait_one_lease(
     dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
 ) -> None:
-    set_to(lease_seconds=600)
+    set_to(lease_seconds=3600)
     job = owed()
     run_out(job.take())
     dispatcher.sweep()
