@@ -3,7 +3,8 @@
 Pure: `refusal` looks at one command and its parameters and says why it must not be
 carried out, in the documented words. Only the first reason is given, in a fixed
 order: what is missing, then the speed, the duration, the direction, then any other
-parameter named `speed`, at whatever depth it hides, then the command itself.
+parameter named `speed`, at whatever depth it hides, then the command itself. What
+ends motion is never refused: only its parameters are left behind.
 """
 
 from __future__ import annotations
@@ -35,11 +36,19 @@ def refusal(command: str, params: Mapping[str, Any]) -> str | None:
         reason = drive_refusal(params)
         if reason:
             return reason
-    for speed in speeds(params):
-        reason = speed_refusal(speed)
-        if reason:
-            return reason
-    return None if command in COMMANDS else f"Unknown command: {command}"
+    if command in STOPPING:
+        return None
+    return nested_refusal(params) or (None if command in COMMANDS else f"Unknown command: {command}")
+
+
+def safe_params(command: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What goes to the robot with a command: a stop's own parameters only where they keep every limit."""
+    return {} if command in STOPPING and nested_refusal(params) else params
+
+
+def nested_refusal(params: Mapping[str, Any]) -> str | None:
+    """What is wrong with the first speed that is, at whatever depth."""
+    return next(filter(None, map(speed_refusal, speeds(params))), None)
 
 
 def drive_refusal(params: Mapping[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from examples.actuator_bus import Actuate, Bus
+from models.kernel import clock
 from models.kernel.clock import utcnow
 from models.tickets import contracts
 from orchestrator_tasks.tickets.drivers import http, registry
@@ -194,7 +195,6 @@ class TestWhatIsNeverSent:
         [
             ("fly", {}, "Unknown command: fly"),
             ("drive", {"speed": 3.5, "duration_seconds": 1}, "Speed 3.5 exceeds safety threshold of 3.0 m/s"),
-            ("stop", {"speed": 9}, "Speed 9 exceeds safety threshold of 3.0 m/s"),
         ],
     )
     def test_what_is_unsafe_never_leaves(
@@ -208,6 +208,12 @@ class TestWhatIsNeverSent:
     def test_a_drive_after_its_last_moment_never_leaves(self, driver: HttpDriver, bus: Bus) -> None:
         with pytest.raises(DriverFailed) as caught:
             driver.carry_out(command(not_after=utcnow()), Interrupt())
+        assert caught.value.code == "too_late"
+        assert bus.received == []
+
+    def test_a_drive_after_the_lease_it_was_cleared_under_never_leaves(self, driver: HttpDriver, bus: Bus) -> None:
+        with pytest.raises(DriverFailed) as caught:
+            driver.carry_out(command(begin_by=clock.monotonic()), Interrupt())
         assert caught.value.code == "too_late"
         assert bus.received == []
 

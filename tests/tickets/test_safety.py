@@ -86,9 +86,19 @@ def test_a_number_too_long_to_print_is_refused_all_the_same() -> None:
     assert drive(direction=-(10**9000)) == "Direction about -1e9000 must be in range [0, 360)"
 
 
-@pytest.mark.parametrize("command", ["scan", "stop", "brake", "fly"])
-def test_a_speed_is_limited_whatever_the_command(command: str) -> None:
+@pytest.mark.parametrize("command", ["scan", "fly"])
+def test_a_speed_is_limited_whatever_moves(command: str) -> None:
     assert safety.refusal(command, {"speed": 3.5}) == "Speed 3.5 exceeds safety threshold of 3.0 m/s"
+
+
+@pytest.mark.parametrize("command", ["stop", "brake"])
+@pytest.mark.parametrize("params", [{"speed": 5}, {"x": [{"speed": "fast"}]}, {"speed": None}])
+def test_what_ends_motion_always_passes_and_leaves_unsafe_parameters_behind(
+    command: str, params: dict[str, Any]
+) -> None:
+    assert safety.refusal(command, params) is None
+    assert safety.safe_params(command, params) == {}
+    assert safety.safe_params(command, {"speed": 1, "why": "x"}) == {"speed": 1, "why": "x"}
 
 
 def test_a_speed_cannot_hide_in_depth() -> None:
@@ -130,7 +140,7 @@ def test_nothing_that_is_allowed_exceeds_a_limit(command: str, params: dict[str,
     if safety.refusal(command, params) is not None:
         return
     assert command in safety.COMMANDS
-    for speed in every("speed", params):
+    for speed in every("speed", safety.safe_params(command, params)):
         assert type(speed) in (int, float)
         assert 0 <= speed <= 3.0
     if command == "drive":

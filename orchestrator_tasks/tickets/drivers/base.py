@@ -10,6 +10,7 @@ The message of a failure is what the ticket's error says.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ from models.tickets import safety
 
 @dataclass(frozen=True)
 class Command:
-    """One command to one robot, and the fence and the moment that bound it."""
+    """One command to one robot, and the fence and the moments that bound it.
+
+    `begin_by`: this machine's monotonic clock at the end of the lease under which the command was cleared. Whoever
+    revokes the attempt counts on nothing being begun later, unless the robot obeys fences.
+    """
 
     ticket_id: str
     name: str
@@ -30,6 +35,7 @@ class Command:
     target: str
     fence: int
     not_after: datetime  # aware; no motion may begin later
+    begin_by: float = math.inf
 
 
 class Interrupt:

@@ -84,9 +84,7 @@ class HttpDriver:
 
     def drive(self, command: Command, interrupt: Interrupt) -> dict[str, Any]:
         refuse_interrupted(interrupt)
-        left = (command.not_after - utcnow()).total_seconds()
-        if left <= 0:
-            raise DriverFailed(f"Too late to begin: it is after {command.not_after.isoformat()}", code="too_late")
+        left = seconds_left(command)
         marks = {
             "X-Target": command.target,
             "X-Ticket-Id": command.ticket_id,
@@ -202,6 +200,17 @@ class Call:
         self.timer.cancel()
         if self.hung_up and isinstance(error, httpx.HTTPError):
             raise httpx.ReadTimeout(f"no whole answer within {self.timer.interval:g} s") from error
+
+
+def seconds_left(command: Command) -> float:
+    """How long a drive may still begin: until its deadline and the end of its lease. Raises DriverFailed."""
+    left = (command.not_after - utcnow()).total_seconds()
+    if left <= 0:
+        raise DriverFailed(f"Too late to begin: it is after {command.not_after.isoformat()}", code="too_late")
+    leased = command.begin_by - clock.monotonic()
+    if leased <= 0:
+        raise DriverFailed("Too late to begin: the lease under which it was cleared is over", code="too_late")
+    return min(left, leased)
 
 
 def acknowledgement(name: str, status: int, answer: bytes) -> dict[str, Any]:
