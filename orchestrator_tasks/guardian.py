@@ -90,7 +90,8 @@ def send_stop(order: Mapping[str, Any]) -> bool:
             if driver().obeys_fences:
                 confirm_stop(connection, order["id"])
             else:
-                repeat_stop(connection, order["id"], order["now"], settings().estop_repeat_seconds)
+                chosen = settings()
+                repeat_stop(connection, order["id"], order["now"], chosen.estop_repeat_seconds, chosen.actuator_timeout)
         log.info("stopped", extra={"target": order["target"], "reason": order["reason"]})
         return True
 

@@ -13,6 +13,7 @@ from models.kernel.jobs import Spec, fence_seq, jobs
 
 LANE_INDEX = "jobs_lane_leased_ix"
 TEXTS: ARRAY[str] = ARRAY(Text)
+LAST_WORDS = (jobs.c.id, jobs.c.subject_id, jobs.c.lane, jobs.c.fence, jobs.c.lease_until)
 
 
 class Job(enum.Enum):
@@ -135,12 +136,13 @@ def leased(moved: CTE) -> CTE:
 
 
 def ended(moved: CTE) -> CTE:
-    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(jobs.c.id, jobs.c.lane, jobs.c.fence).cte("job")
+    """Their last words: what was under lease, and until when."""
+    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(*LAST_WORDS).cte("job")
 
 
 def ended_by_subject(kind: str, moved: CTE) -> CTE:
     mine = and_(jobs.c.subject_kind == kind, jobs.c.subject_id == moved.c.id)
-    return delete(jobs).where(mine).returning(jobs.c.id, jobs.c.lane, jobs.c.fence).cte("job")
+    return delete(jobs).where(mine).returning(*LAST_WORDS).cte("job")
 
 
 def returned(moved: CTE, *, attempts: int, delay_seconds: Any = 0.0) -> CTE:

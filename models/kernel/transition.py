@@ -198,6 +198,8 @@ class Transition(Act):
     guard             a further condition on the subject's columns
     job               what it does to the subject's job
     also              further statements fed by the moved rows
+    after             further statements fed by the moved rows and by the jobs that ended with them
+    keeps_lane        nobody behind it in its lane is woken: what is given back keeps its place
     """
 
     sources: frozenset[str]
@@ -206,6 +208,8 @@ class Transition(Act):
     guard: Callable[[Any], Any] = lambda _s: true()
     job: Job = Job.NONE
     also: Callable[[CTE], Iterable[Any]] = lambda _m: ()
+    after: Callable[[CTE, CTE], Iterable[Any]] = lambda _m, _j: ()
+    keeps_lane: bool = False
 
     def __post_init__(self) -> None:
         self.subject.machine.check(self.sources, self.targets)
@@ -225,9 +229,10 @@ class Transition(Act):
 
     def further(self, moved: CTE, job: CTE | None) -> list[CTE]:
         parts = [self.told.insert_into_ledger(self.subject.kind, moved, moved.c.from_state)]
-        if job is not None and self.job not in {Job.NONE, Job.LEASE}:
+        if job is not None and self.job not in {Job.NONE, Job.LEASE} and not self.keeps_lane:
             parts.append(job_parts.next_in_lane(job))
-        return parts + [part.cte(f"also_{n}") for n, part in enumerate(self.also(moved))]
+        more = [*self.also(moved), *(self.after(moved, job) if job is not None else ())]
+        return parts + [part.cte(f"also_{n}") for n, part in enumerate(more)]
 
     def columns(self) -> dict[str, Any]:
         types: dict[str, Any] = (
@@ -275,16 +280,12 @@ class Transition(Act):
         carried: list[Any] = [given.c[name].label(f"given_{name}") for name in self.given]
         carried += [picked.c.job_id] if by_job else []
         carried += [given.c.delay_seconds] if self.job is Job.RETRY else []
-        query = update(table).where(
-            table.c.id == picked.c.id, given.c.job_id == picked.c.job_id if by_job else given.c.id == picked.c.id
-        )
+        same = given.c.job_id == picked.c.job_id if by_job else given.c.id == picked.c.id
+        query = update(table).where(table.c.id == picked.c.id, same)
         if several:
             query = query.where(target == func.any(bindparam("targets", sorted(self.targets), type_=job_parts.TEXTS)))
-        return (
-            query.values({**values, **self.set(table.c, given.c)})
-            .returning(*table.c, picked.c.from_state, *carried)
-            .cte("moved")
-        )
+        query = query.values({**values, **self.set(table.c, given.c)})
+        return query.returning(*table.c, picked.c.from_state, *carried).cte("moved")
 
     def job_change(self, moved: CTE) -> CTE | None:
         changes: dict[Job, Callable[[], CTE | None]] = {

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, Text, and_, bindparam, func, select, true, tuple_, union_all
+from sqlalchemy import (
+    Connection,
+    Double,
+    RowMapping,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    func,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
 
 from models.kernel.errors import NotFound
 from models.kernel.jobs import jobs
@@ -26,10 +41,14 @@ Execution = tuple[str, int]
 
 @dataclass(frozen=True)
 class Clearance:
-    """What may keep a live attempt from its robot: a stop that the robot is owed; an e-stop, in its words."""
+    """What may keep a live attempt from its robot: a stop that the robot is owed; an e-stop, in its words.
+
+    `lease_left`: seconds until its lease ends, if nobody renews it.
+    """
 
     stop_owed: bool
     emergency: str | None
+    lease_left: float = math.inf
 
 
 def get_ticket(connection: Connection, ticket_id: str) -> Row:
@@ -124,7 +143,8 @@ def clearance_statement() -> Any:
         .limit(1)
         .lateral("latch")
     )
-    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists())
+    left = cast(func.extract("epoch", jobs.c.lease_until - func.clock_timestamp()), Double)
+    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists(), left)
     asked = asked.select_from(jobs.outerjoin(latch, true()))
     return asked.where(jobs.c.id == bindparam("job_id"), jobs.c.fence == bindparam("of_fence"))
 
@@ -136,7 +156,15 @@ def find_clearance(connection: Connection, job_id: int, fence: int, target: str)
     """What holds a leased attempt back from its robot, read just before acting; None when the lease is gone."""
     facts = {"job_id": job_id, "of_fence": fence, "of_target": target}
     row = connection.execute(CLEARANCE, facts).one_or_none()
-    return None if row is None else Clearance(row[2], row.scope and emergency_text(row.scope, row.reason))
+    return None if row is None else Clearance(row[2], row.scope and emergency_text(row.scope, row.reason), row[3])
+
+
+def is_held_by_stop(connection: Connection, job_id: int) -> bool:
+    """Whether a motion that nobody has taken waits for a stop that its robot is owed."""
+    mine = and_(jobs.c.subject_kind == TICKET.kind, jobs.c.subject_id == tickets.c.id)
+    free = (jobs.c.id == job_id, jobs.c.fence.is_(None), jobs.c.lane.is_not(None))
+    asked = select(newer_stop(tickets.c.target, 0).exists()).select_from(jobs.join(tickets, mine)).where(*free)
+    return bool(connection.scalar(asked))
 
 
 def emergency_text(scope: str, reason: str) -> str:

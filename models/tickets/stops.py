@@ -37,13 +37,14 @@ def confirm_stop(connection: Connection, order_id: int) -> None:
     connection.execute(update(stop_orders).where(mine).values(done))
 
 
-def repeat_stop(connection: Connection, order_id: int, sent_at: datetime, pace: float) -> bool:
+def repeat_stop(connection: Connection, order_id: int, sent_at: datetime, pace: float, on_its_way: float) -> bool:
     """The driver has taken this stop, but its robot knows no fences: answers whether this was the last one.
 
-    The revoked attempt may still reach the robot until its worker has let go or its `not_after` has passed. A stop
-    that was sent after that is the last; until then the next is due in `pace` seconds.
+    The revoked attempt may still reach the robot until its worker has let go, or a request that it began at its
+    `not_after` is over: after `on_its_way` seconds. A stop that was sent after that is the last; until then the next
+    is due in `pace` seconds.
     """
-    over = func.least(stop_orders.c.settled_at, stop_orders.c.not_after)
+    over = func.least(stop_orders.c.settled_at, stop_orders.c.not_after + seconds(on_its_way))
     last = func.coalesce(over, stop_orders.c.ordered_at) <= sent_at
     values = {
         "done_at": case((last, func.clock_timestamp())),

@@ -15,6 +15,7 @@ from models.kernel.jobs import Spec, fence_seq
 from models.kernel.latch import is_engaged
 from models.kernel.transition import Birth, Job, Subject, Told, Transition
 from models.tickets import events
+from models.tickets.queries import newer_stop
 from models.tickets.states import CANCELLED, EXECUTING, FAILED, PENDING, QUEUED, TERMINAL, TICKET
 from models.tickets.tables import EVERYTHING, PRIORITIES, lane_of, stop_orders, tickets
 
@@ -49,11 +50,13 @@ def execution_job(ticket: Any) -> Spec:
     )
 
 
-def stop_for(moved: Any, *when: Any, settled: bool = False) -> list[Any]:
+def stop_for(moved: Any, job: Any, *when: Any, settled: bool = False) -> list[Any]:
     """A stop for each robot that was moving under what just ended; its commit wakes the guardian.
 
+    The attempt begins nothing after the end of its lease, nor after its own deadline (docs/estop.md).
     `settled`: the attempt's worker is the one that ends it, and lets go of the robot.
     """
+    deadline = moved.c.started_at + seconds(moved.c.timeout_seconds + LONGEST_TAKE_SECONDS)
     columns = {
         "target": moved.c.target,
         "ticket_id": moved.c.id,
@@ -61,11 +64,13 @@ def stop_for(moved: Any, *when: Any, settled: bool = False) -> list[Any]:
         "reason": moved.c.error_code,
         "correlation_id": moved.c.correlation_id,
         "execution": moved.c.execution,
-        "not_after": moved.c.started_at + seconds(moved.c.timeout_seconds + LONGEST_TAKE_SECONDS),
+        "not_after": func.least(job.c.lease_until, deadline),
         "settled_at": func.clock_timestamp() if settled else cast(null(), stop_orders.c.settled_at.type),
     }
-    source = select(*(value.label(name) for name, value in columns.items())).where(
-        moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING), *when
+    source = (
+        select(*(value.label(name) for name, value in columns.items()))
+        .select_from(moved.outerjoin(job, job.c.subject_id == moved.c.id))
+        .where(moved.c.from_state == EXECUTING, moved.c.command.in_(MOVING), *when)
     )
     wake = func.pg_notify(STOPS_CHANNEL, "")
     return [insert(stop_orders).from_select(list(columns), source).returning(wake)]
@@ -123,10 +128,17 @@ def accepting(sources: frozenset[str]) -> Transition:
 ACCEPT = accepting(frozenset({PENDING}))
 ACCEPT_FORCED = accepting(frozenset({PENDING}) | TERMINAL)
 
+
+def is_owed_none(ticket: Any) -> Any:
+    """A motion is not taken while its robot is owed a stop, which would hit it: it waits in its lane meanwhile."""
+    return or_(ticket.command.not_in(MOVING), not_(newer_stop(ticket.target, 0).exists()))
+
+
 TAKE = Transition(
     subject=SUBJECT,
     sources=frozenset({QUEUED}),
     targets=frozenset({EXECUTING}),
+    guard=is_owed_none,
     set=lambda _t, _g: {"started_at": func.clock_timestamp()},
     job=Job.LEASE,
     told=Told(topic=lambda _t: literal(events.STARTED), label=events.label, body=events.execution),
@@ -138,6 +150,7 @@ RELEASE = Transition(
     targets=frozenset({QUEUED}),
     set=lambda _t, _g: {"started_at": null()},
     job=Job.RETURN,
+    keeps_lane=True,
     told=Told(topic=lambda _t: literal(events.RELEASED), label=events.label, body=events.execution),
 )
 
@@ -148,17 +161,21 @@ def letter(moved: Any) -> list[Any]:
     return [letter_for(moved, task=TASK, kind=TICKET.kind, when=failed)]
 
 
-def letter_and_stop(moved: Any) -> list[Any]:
-    return letter(moved) + stop_for(moved)
+def letter_and_stop(moved: Any, job: Any) -> list[Any]:
+    return letter(moved) + stop_for(moved, job)
 
 
-def letter_and_stop_if_unknown(moved: Any) -> list[Any]:
+def letter_only(moved: Any, _job: Any) -> list[Any]:
+    return letter(moved)
+
+
+def letter_and_stop_if_unknown(moved: Any, job: Any) -> list[Any]:
     """A worker that knows the outcome has stopped the robot itself; one that does not may not have reached it."""
-    return letter(moved) + stop_for(moved, moved.c.error_code == OUTCOME_UNKNOWN, settled=True)
+    return letter(moved) + stop_for(moved, job, moved.c.error_code == OUTCOME_UNKNOWN, settled=True)
 
 
 def ending(
-    sources: frozenset[str], targets: frozenset[str], job: Job, also: Callable[[Any], Iterable[Any]]
+    sources: frozenset[str], targets: frozenset[str], job: Job, after: Callable[[Any, Any], Iterable[Any]]
 ) -> Transition:
     return Transition(
         subject=SUBJECT,
@@ -173,7 +190,7 @@ def ending(
             "error_code": given.error_code,
         },
         job=job,
-        also=also,
+        after=after,
         told=Told(
             topic=events.topic_of_end,
             label=events.label,
@@ -186,7 +203,7 @@ def ending(
 
 SETTLE = ending(frozenset({EXECUTING}), TERMINAL, Job.END, letter_and_stop_if_unknown)
 LOSE = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END, letter_and_stop)
-EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter)
+EXPIRE = ending(frozenset({QUEUED}), frozenset({FAILED}), Job.END_UNSTARTED, letter_only)
 CANCEL = ending(frozenset({PENDING, QUEUED, EXECUTING}), frozenset({CANCELLED}), Job.END_ANY, stop_for)
 STOP = ending(frozenset({EXECUTING}), frozenset({FAILED}), Job.END_ANY, stop_for)
 REVOKE = ending(frozenset({QUEUED, EXECUTING}), frozenset({FAILED}), Job.END_ANY, letter_and_stop)

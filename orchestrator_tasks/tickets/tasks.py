@@ -17,7 +17,7 @@ from models.kernel.transition import LaneBusy
 from models.kernel.webhooks.feeding import register_source
 from models.tickets import batches, events, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
-from models.tickets.queries import find_clearance
+from models.tickets.queries import find_clearance, is_held_by_stop
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
@@ -29,6 +29,7 @@ from orchestrator_tasks.tickets.drivers.registry import driver
 log = logging.getLogger(__name__)
 
 PENDING_STOP_PACE = 0.05
+PENDING_STOP_PATIENCE = 0.25  # most stops are taken within; a motion that waits for longer goes back to its lane
 SETTLE_PATIENCE_SECONDS = 120.0
 SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
 
@@ -72,12 +73,25 @@ def worker() -> str:
 
 
 def take(job_id: int) -> Attempt | None:
-    with statement() as connection:
-        try:
-            return operations.take_ticket(connection, job_id, worker())
-        except LaneBusy:
-            park_job(connection, job_id)
-            return None
+    """Lease the job. A motion whose robot is owed a stop waits untaken: neither lease nor timeout runs meanwhile."""
+    until = clock.monotonic() + PENDING_STOP_PATIENCE
+    while True:
+        with statement() as connection:
+            try:
+                attempt = operations.take_ticket(connection, job_id, worker())
+                if attempt is None and not is_held_by_stop(connection, job_id):
+                    # its stop may have been taken between the two statements
+                    return operations.take_ticket(connection, job_id, worker())
+            except LaneBusy:
+                park_job(connection, job_id)
+                return None
+            if attempt is not None:
+                return attempt
+            if clock.monotonic() >= until:
+                log.info("waits in its lane: its robot has not taken a stop yet")
+                park_job(connection, job_id)
+                return None
+        clock.pause(PENDING_STOP_PACE)
 
 
 def carry_out(attempt: Attempt) -> Outcome | None:
@@ -91,20 +105,12 @@ def carry_out(attempt: Attempt) -> Outcome | None:
         return drive(attempt, interrupt)
 
 
-def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
-    command = Command(
-        ticket_id=attempt.ticket_id,
-        name=attempt.command,
-        params=attempt.params,
-        target=attempt.target,
-        fence=attempt.fence,
-        not_after=attempt.not_after,
-    )
+def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome | None:
     try:
-        held_back = wait_until_clear(attempt, interrupt)
-        if held_back is not None:
-            return held_back
-        return Outcome(COMPLETED, result=driver().carry_out(command, interrupt))
+        cleared = look(attempt)
+        if not isinstance(cleared, Command):
+            return cleared
+        return Outcome(COMPLETED, result=driver().carry_out(cleared, interrupt))
     except Interrupted as error:
         return interrupted(attempt, error)
     except (DriverFailed, Unavailable) as error:
@@ -115,24 +121,30 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome:
         return Outcome(FAILED, error=text, error_code=transitions.OUTCOME_UNKNOWN)
 
 
-def wait_until_clear(attempt: Attempt, interrupt: Interrupt) -> Outcome | None:
-    """None once the attempt may go to the driver, else how it ends instead. Raises Interrupted.
+def look(attempt: Attempt) -> Command | Outcome | None:
+    """The command that may go to the driver now, else how the attempt ends; None when it is to be given back.
 
     Read in a statement of its own, after the take committed: what was revoked meanwhile must not reach the
-    driver, and the take may have begun before an e-stop. A motion waits until the stop of the one before it was
-    taken, or that stop would hit it.
+    driver, and the take may have begun before an e-stop, or before the robot was owed a stop.
     """
-    while True:
-        with statement() as connection:
-            clearance = find_clearance(connection, attempt.job_id, attempt.fence, attempt.target)
-        if clearance is None:
-            return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
-        if clearance.emergency and attempt.command not in transitions.STOPPING:
-            return Outcome(FAILED, error=clearance.emergency, error_code=transitions.EMERGENCY_STOP)
-        if attempt.command not in transitions.MOVING or not clearance.stop_owed:
-            return None
-        if reason := interrupt.wait(PENDING_STOP_PACE):
-            raise Interrupted(reason)
+    looked_at = clock.monotonic()
+    with statement() as connection:
+        clearance = find_clearance(connection, attempt.job_id, attempt.fence, attempt.target)
+    if clearance is None:
+        return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
+    if clearance.emergency and attempt.command not in transitions.STOPPING:
+        return Outcome(FAILED, error=clearance.emergency, error_code=transitions.EMERGENCY_STOP)
+    if clearance.stop_owed and attempt.command in transitions.MOVING:
+        return None
+    return Command(
+        ticket_id=attempt.ticket_id,
+        name=attempt.command,
+        params=safety.safe_params(attempt.command, attempt.params),
+        target=attempt.target,
+        fence=attempt.fence,
+        not_after=attempt.not_after,
+        begin_by=looked_at + clearance.lease_left,
+    )
 
 
 def end_what_moved(attempt: Attempt) -> None:

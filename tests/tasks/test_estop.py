@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from models.kernel.clients import Caller
+from models.kernel.jobs import Held
 from models.kernel.session import statement
+from models.kernel.settings import settings
 from models.tickets import estop
 from orchestrator_tasks import guardian, hints
 from orchestrator_tasks.keeper import Keeper
@@ -17,7 +19,7 @@ from orchestrator_tasks.tickets import tasks
 from orchestrator_tasks.tickets.drivers.base import Command, Interrupt
 from orchestrator_tasks.tickets.tasks import give_back, perform
 from tests.service.waiting import eventually
-from tests.tasks.owed import Job, Owed, change, rows
+from tests.tasks.owed import Job, Owed, change, rows, run_out
 
 
 class Deaf:
@@ -123,6 +125,17 @@ class TestTheWorker:
         assert execute(job) == "completed"
         assert driver.driven == [job.ticket_id]
 
+    @pytest.mark.parametrize("command", ["stop", "brake"])
+    def test_a_stop_with_a_speed_that_is_too_high_reaches_the_driver_too(
+        self, driver: Deaf, owed: Owed, command: str
+    ) -> None:
+        moving = owed("drive")
+        moving.take()
+        job = owed(command, {"speed": 5})
+        assert execute(job) == "completed"
+        assert driver.driven == [job.ticket_id]
+        assert moving.ticket["error_code"] == command
+
 
 class TestTheGuardian:
     def test_it_sweeps_for_whoever_engaged_and_died(self, driver: Deaf, owed: Owed, engage: Any) -> None:
@@ -208,14 +221,39 @@ class TestRepeatedStops:
         pass_by()
         assert order()["done_at"] is not None
 
-    def test_when_the_worker_is_never_heard_of_again_the_deadline_of_its_command_decides(
+    def test_when_the_worker_is_never_heard_of_again_the_end_of_its_lease_decides(
         self, driver: Deaf, revoked: Any
     ) -> None:
         pass_by()
-        assert order()["not_after"] > revoked.not_after
-        change("UPDATE stop_orders SET not_after = clock_timestamp()")
+        (bound,) = rows("SELECT extract(epoch FROM not_after - ordered_at)::float8 AS seconds FROM stop_orders")
+        assert bound["seconds"] <= settings().lease_seconds
+        change("UPDATE stop_orders SET not_after = clock_timestamp() - interval '1 minute'")
         pass_by()
         assert (order()["done_at"] is not None, len(driver.stopped)) == (True, 2)
+
+    def test_a_request_that_was_begun_as_the_lease_ended_is_outlasted(
+        self, driver: Deaf, revoked: Any, set_to: Any
+    ) -> None:
+        set_to(actuator_timeout=60)
+        change("UPDATE stop_orders SET not_after = clock_timestamp()")
+        pass_by()
+        assert order()["done_at"] is None
+        set_to(actuator_timeout=0.05)
+        change("UPDATE stop_orders SET not_after = clock_timestamp() - interval '1 s'")
+        pass_by()
+        assert order()["done_at"] is not None
+
+    def test_what_a_dead_worker_left_is_stopped_no_longer_than_a_request_takes_after_its_lease(
+        self, driver: Deaf, owed: Owed
+    ) -> None:
+        attempt = owed("drive", target="a", timeout_seconds=300).take()
+        run_out(attempt)
+        with statement() as connection:
+            tasks.operations.lose_tickets(connection, [Held(attempt.job_id, attempt.ticket_id, attempt.fence, 1, 1)])
+        assert order()["not_after"] < order()["ordered_at"]
+        change("UPDATE stop_orders SET not_after = not_after - interval '3 s'")
+        pass_by()
+        assert (order()["done_at"] is not None, len(driver.stopped)) == (True, 1)
 
     def test_the_next_is_due_one_pace_later(self, driver: Deaf, revoked: Any, set_to: Any) -> None:
         set_to(estop_repeat_seconds=0.05)

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from models.kernel import clock
+from models.kernel.backlog import wake_lanes
 from models.kernel.errors import Unavailable
+from models.kernel.jobs import list_expired
 from models.kernel.session import statement, transaction
-from models.tickets import operations, safety
+from models.kernel.settings import settings as service_settings
+from models.tickets import operations, safety, transitions
 from models.tickets.operations import Outcome
 from orchestrator_tasks import hints
 from orchestrator_tasks.keeper import Keeper
@@ -93,18 +96,87 @@ def test_a_drive_whose_robot_is_busy_waits_in_its_lane_and_is_woken(driver: Reco
     assert execute(second) == "completed"
 
 
-def test_a_motion_waits_until_its_robot_has_taken_the_stop_of_the_one_before(driver: Recorder, owed: Owed) -> None:
-    revoked = owed("drive")
-    revoked.take()
-    owed.cancel(revoked.ticket_id)
-    following = owed("drive")
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(execute, following)
-        eventually(lambda: following.ticket["state"] == "executing", what="the next drive is taken")
-        assert driver.commands == []
+class TestAMotionWhoseRobotIsOwedAStop:
+    """The stop of the motion before it would hit it."""
+
+    @pytest.fixture
+    def following(self, driver: Recorder, owed: Owed) -> Job:
+        revoked = owed("drive")
+        revoked.take()
+        owed.cancel(revoked.ticket_id)
+        return owed("drive", timeout_seconds=1)
+
+    def taken(self) -> None:
         change("UPDATE stop_orders SET done_at = clock_timestamp()")
-        assert running.result(20) == "completed"
-    assert [command.ticket_id for command in driver.commands] == [following.ticket_id]
+
+    def test_begins_as_soon_as_the_stop_is_taken(
+        self, driver: Recorder, following: Job, time: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(clock, "pause", lambda _: self.taken())
+        assert execute(following) == "completed"
+        assert [command.ticket_id for command in driver.commands] == [following.ticket_id]
+
+    def test_goes_back_to_its_lane_untaken_so_that_its_timeout_does_not_run(
+        self, driver: Recorder, following: Job, time: Clock
+    ) -> None:
+        assert execute(following) == "not taken"
+        assert driver.commands == []
+        assert following.topics() == ["ticket_created", "ticket_queued"]
+        (job,) = rows("SELECT waits, attempt, fence FROM jobs")
+        assert job == {"waits": True, "attempt": 0, "fence": None}
+        with statement() as connection:
+            assert wake_lanes(connection) == 1
+        self.taken()
+        assert execute(following) == "completed"
+
+    def test_keeps_its_place_before_those_behind_it(
+        self, driver: Recorder, owed: Owed, following: Job, time: Clock
+    ) -> None:
+        behind = owed("drive")
+        assert [execute(following), execute(behind)] == ["not taken"] * 2
+        with statement() as connection:
+            wake_lanes(connection)
+        ready = rows("SELECT id FROM jobs WHERE NOT waits")
+        assert ready == [{"id": following.id}]
+
+    def test_expires_where_it_waits(self, driver: Recorder, following: Job, time: Clock) -> None:
+        execute(following)
+        change("UPDATE jobs SET expires_at = clock_timestamp()")
+        with statement() as connection:
+            operations.expire_tickets(connection, list_expired(connection)[transitions.TASK])
+        assert following.ticket["error_code"] == "expired"
+
+    def test_is_given_back_when_the_stop_was_ordered_as_it_was_taken(
+        self, driver: Recorder, owed: Owed, following: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        behind = owed("drive")
+        self.taken()
+        take = tasks.take
+
+        def take_and_order(job_id: int) -> Any:
+            attempt = take(job_id)
+            change("UPDATE stop_orders SET done_at = NULL")
+            return attempt
+
+        monkeypatch.setattr(tasks, "take", take_and_order)
+        assert execute(following) == "given back"
+        assert driver.commands == []
+        assert (following.ticket["state"], following.ticket["started_at"]) == ("queued", None)
+        waiting = {row["id"]: (row["waits"], row["attempt"]) for row in rows("SELECT id, waits, attempt FROM jobs")}
+        assert waiting == {following.id: (False, 0), behind.id: (True, 0)}
+
+    @pytest.mark.parametrize("command", ["scan", "stop", "brake"])
+    def test_keeps_nothing_else_from_the_robot(
+        self, driver: Recorder, owed: Owed, following: Job, command: str
+    ) -> None:
+        assert execute(owed(command)) == "completed"
+
+
+def test_a_command_is_told_until_when_its_lease_lets_it_begin(driver: Recorder, owed: Owed) -> None:
+    began = clock.monotonic()
+    assert execute(owed("drive", timeout_seconds=300)) == "completed"
+    lease = service_settings().lease_seconds
+    assert began < driver.commands[0].begin_by <= clock.monotonic() + lease
 
 
 def test_a_stop_ends_what_was_moving_and_tells_its_caller_so(driver: Recorder, owed: Owed) -> None:
