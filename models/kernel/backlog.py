@@ -94,6 +94,14 @@ _PARK = text(
     """
 )
 
+# The lane keeps its order, since the job is still its head; among those that are ready it is now the youngest.
+_PUT_OFF = text(
+    """
+    UPDATE jobs SET waits = true, dispatched_at = NULL, dispatches = 0, run_at = clock_timestamp()
+     WHERE id = :id AND fence IS NULL AND lane IS NOT NULL AND run_at <= clock_timestamp()
+    """
+)
+
 # Lanes that have waiters and nobody ready or at work: woken here when a race let the settle pass them by.
 # What rests until it is tried again is not ready, and holds nobody up.
 _WAKE = text(
@@ -140,6 +148,11 @@ def send_again(connection: Connection, queue: str, slots: int, patience_seconds:
 def park_job(connection: Connection, job_id: int) -> None:
     """The job's lane is busy: it waits until the lane wakes it."""
     connection.execute(_PARK, {"id": job_id})
+
+
+def put_off_job(connection: Connection, job_id: int) -> None:
+    """The job's turn passes to others of its tenant: it waits for the next sweep and is ready last then."""
+    connection.execute(_PUT_OFF, {"id": job_id})
 
 
 def wake_lanes(connection: Connection) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import socket
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import orjson
 from celery import current_task
 
 from models.kernel import clock
-from models.kernel.backlog import park_job
+from models.kernel.backlog import park_job, put_off_job
 from models.kernel.errors import LeaseLost, OrchestratorError
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
@@ -27,6 +26,7 @@ from models.kernel.webhooks.tables import DELIVERED, FAILED, PENDING
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import keeper
+from orchestrator_tasks.kernel.places import Places
 from orchestrator_tasks.kernel.posting import SHUTDOWN, Answer, Call, Message, post
 from orchestrator_tasks.publisher import CORRELATION
 
@@ -36,6 +36,7 @@ LEASE_MARGIN_SECONDS = 10.0  # of the lookup and the connection, beside the rece
 
 SPARED_THREADS = 4  # of the worker's, for schedules and operations, however many receivers hang
 LONGEST_TURN_SECONDS = 2.0  # after which a receiver's lane waits for its next turn
+SLOW_SECONDS = 2.0  # a receiver whose last call took longer goes behind the others
 GOES_ON = {DELIVERED, PENDING, FAILED}
 
 Row = Mapping[str, Any]
@@ -49,20 +50,35 @@ def deliver(job_id: int, subject_id: str) -> int:
 
     A message for each would cost a receiver with much to hear a turn of the dispatcher each time.
     """
-    if not room().acquire(blocking=False):
-        log.warning("too many receivers are being waited for; this one is called later")
+    receiver = find_receiver_of(job_id)
+    if receiver is None:
+        log.info("nothing to do: the job is gone or taken")
         return 0
-    try:
-        return take_turn(job_id, subject_id, getattr(current_task.request, CORRELATION, None))
-    finally:
-        room().release()
-        hints.send((hints.WORK, ""))
+    with room().place(receiver["tenant"], receiver["lane"]) as given:
+        tries = take_turn(job_id, subject_id, getattr(current_task.request, CORRELATION, None)) if given else 0
+        if not given or room().is_slow(receiver["lane"]):
+            put_off(job_id, subject_id, tries)
+    hints.send((hints.WORK, ""))
+    return tries
 
 
 @functools.cache
-def room() -> threading.BoundedSemaphore:
-    """How many receivers this process calls at once. A job that finds none is sent again when its message is old."""
-    return threading.BoundedSemaphore(max(1, settings().system_concurrency - SPARED_THREADS))
+def room() -> Places:
+    """How many receivers this process calls at once."""
+    return Places(settings().system_concurrency - SPARED_THREADS)
+
+
+def find_receiver_of(job_id: int) -> Row | None:
+    with statement() as connection:
+        return deliveries.find_lane(connection, job_id)
+
+
+def put_off(job_id: int, subject_id: str, tries: int) -> None:
+    """What is next for a receiver that found no place, or was slow, goes behind what others are owed."""
+    following = find_following(subject_id) if tries else (job_id, subject_id, None)
+    if following is not None:
+        with statement() as connection:
+            put_off_job(connection, following[0])
 
 
 def take_turn(job_id: int, subject_id: str, correlation_id: str | None) -> int:
@@ -95,7 +111,7 @@ def perform(job_id: int) -> str:
     if receiver is None:
         answer = Answer(error="The subscription is disabled", error_code=deliveries.WEBHOOK_DISABLED)
     else:
-        answer = send(taken, receiver)
+        answer = send_timed(taken, receiver)
     try:
         return record(taken, answer)
     except LeaseLost:
@@ -118,6 +134,19 @@ def take(job_id: int) -> Row | None:
         except LaneBusy:
             park_job(connection, job_id)
             return None
+
+
+def send_timed(taken: Row, receiver: Row) -> Answer:
+    """Send, and remember whether the receiver kept its place for long."""
+    began = clock.monotonic()
+    answer = send(taken, receiver)
+    took = clock.monotonic() - began
+    if room().remember(deliveries.lane_named(taken["webhook_id"]), slow=took > SLOW_SECONDS):
+        log.warning(
+            "a slow receiver: it is called behind the others",
+            extra={"webhook_id": taken["webhook_id"], "took_seconds": round(took, 1)},
+        )
+    return answer
 
 
 def send(taken: Row, receiver: Row) -> Answer:

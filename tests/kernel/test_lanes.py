@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection, select, text
 
-from models.kernel.backlog import park_job, pick_jobs, wake_lanes
+from models.kernel.backlog import park_job, pick_jobs, put_off_job, wake_lanes
 from models.kernel.jobs import jobs
 from models.kernel.session import transaction
 from models.kernel.transition import LaneBusy
@@ -143,6 +143,27 @@ def test_what_rests_until_its_retry_holds_up_nobody_of_its_lane(connection: Conn
     connection.execute(text("UPDATE jobs SET waits = true WHERE subject_id = 'b'"))  # a wake-up was raced away
     assert wake_lanes(connection) == 1
     assert waits(connection, "a", "b", "c") == [False, False, True]
+
+
+def test_what_is_put_off_stays_the_head_of_its_lane_and_goes_behind_other_lanes(connection: Connection) -> None:
+    first, _, _ = parcel.send(connection, "a", "b", "c", van="v")
+    pick_jobs(connection, parcel.QUEUE, 99, 60.0)
+    parcel.send(connection, "d", van="w")
+    put_off_job(connection, first)
+    assert waits(connection, "a", "b", "c", "d") == [True, True, True, False]
+    assert wake_lanes(connection) == 1
+    assert waits(connection, "a", "b", "c") == [False, True, True]
+    assert [job.subject_id for job in pick_jobs(connection, parcel.QUEUE, 99, 60.0)] == ["d", "a"]
+
+
+def test_what_is_taken_or_rests_is_not_put_off(connection: Connection) -> None:
+    (first,) = parcel.send(connection, "a", van="v")
+    taken = parcel.take_one(connection, first)
+    put_off_job(connection, first)
+    assert waits(connection, "a") == [False]
+    parcel.retry(connection, taken, delay_seconds=60)
+    put_off_job(connection, first)
+    assert waits(connection, "a") == [False]
 
 
 def test_the_sweep_does_not_wait_for_whoever_changes_a_waiter(connection: Connection) -> None:

@@ -461,7 +461,8 @@ def test_receivers_that_hang_leave_threads_for_others(
     webhooks.room.cache_clear()
     owed_to(receiver)
     (job,) = rows("SELECT id, subject_id FROM jobs")
-    with webhooks.room():
+    with webhooks.room().place("default", "another") as given:
+        assert given
         assert webhooks.deliver(job["id"], job["subject_id"]) == 0
     assert receiver.requests == []
     assert webhooks.deliver(job["id"], job["subject_id"]) == 1

@@ -21,7 +21,19 @@ from models.kernel.errors import Conflict, IllegalTransition, LeaseLost, NotFoun
 from models.kernel.job_parts import seconds
 from models.kernel.jobs import Held, jobs
 from models.kernel.settings import settings
-from models.kernel.webhooks.moves import BIRTH, EXPIRE, RELEASE, RESEND, RETRY, SETTLE, STRAND, TAKE, TEST, lane_of
+from models.kernel.webhooks.moves import (
+    BIRTH,
+    EXPIRE,
+    LANE,
+    RELEASE,
+    RESEND,
+    RETRY,
+    SETTLE,
+    STRAND,
+    TAKE,
+    TEST,
+    lane_of,
+)
 from models.kernel.webhooks.tables import DELETED, DISABLED, ENABLED, FAILED, PENDING, deliveries, webhooks
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 3600.0
@@ -148,6 +160,17 @@ def find_following_job(connection: Connection, delivery_id: str) -> tuple[int, s
     query = select(jobs.c.id, jobs.c.subject_id, jobs.c.correlation_id).where(jobs.c.lane == lane, due)
     row = connection.execute(query.order_by(jobs.c.priority, jobs.c.id).limit(1)).one_or_none()
     return None if row is None else (row.id, row.subject_id, row.correlation_id)
+
+
+def find_lane(connection: Connection, job_id: int) -> Row | None:
+    """The lane and the tenant of a delivery's job that nobody has taken."""
+    query = select(jobs.c.lane, jobs.c.tenant).where(jobs.c.id == job_id, jobs.c.fence.is_(None))
+    return connection.execute(query).mappings().one_or_none()
+
+
+def lane_named(webhook_id: str) -> str:
+    """As `lane_of` names it in the database."""
+    return f"{LANE}{webhook_id}"
 
 
 def refuse_disabled(webhook: Row) -> None:

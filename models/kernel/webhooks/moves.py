@@ -24,6 +24,7 @@ from models.kernel.webhooks.tables import (
 SUBJECT = Subject(DELIVERY, deliveries)
 TASK = "webhooks.deliver"
 QUEUE = "hooks"
+LANE = "webhook:"
 TEST = "webhook_test"
 
 LONGEST_TRY_SECONDS = 150.0  # above the largest webhook_timeout
@@ -32,7 +33,7 @@ EXPIRY_SECONDS = 86_400.0
 
 def lane_of(webhook_id: Any) -> Any:
     """The lane of a receiver: one delivery at a time. `webhook_id` is a column."""
-    return literal("webhook:").concat(webhook_id)
+    return literal(LANE).concat(webhook_id)
 
 
 def owed(delivery: Any) -> Spec:
