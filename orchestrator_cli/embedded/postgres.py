@@ -42,6 +42,9 @@ autovacuum_naptime = '10s'
 log_destination = 'stderr'
 logging_collector = off
 log_line_prefix = '%m [%p] '
+# An error's detail and its statement hold values, secrets among them; the service logs its own errors without.
+log_error_verbosity = terse
+log_min_error_statement = panic
 log_checkpoints = off
 timezone = 'UTC'
 log_timezone = 'UTC'

@@ -14,7 +14,7 @@ import redis
 
 from models.kernel.hints import redis_url
 from orchestrator_cli.embedded import identity
-from orchestrator_cli.embedded.postgres import Postgres
+from orchestrator_cli.embedded.postgres import CONFIGURATION, Postgres
 from orchestrator_cli.embedded.valkey import Valkey
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
@@ -78,6 +78,39 @@ def test_postgres_listens_on_no_port_and_wants_its_password(postgres: Postgres) 
     password = (postgres.directory / "password").read_text()
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(postgres.url().replace(password, "guess"))
+
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO held VALUES (%s), (%s)",
+        "INSERT INTO held VALUES (NULLIF(%s, %s))",
+        "SELECT nothing FROM held WHERE secret IN (%s, %s)",
+    ],
+    ids=["a row there twice", "a row that a check refuses", "a statement that is wrong"],
+)
+def test_the_log_of_postgres_says_what_failed_and_shows_no_value(postgres: Postgres, statement: str) -> None:
+    postgres.start()
+    session = psycopg2.connect(postgres.url())
+    session.autocommit = True
+    with session.cursor() as cursor:
+        cursor.execute("CREATE TABLE held (secret text NOT NULL UNIQUE, other text DEFAULT %s)", [SECRET])
+        with pytest.raises(psycopg2.Error) as failed:
+            cursor.execute(statement, [SECRET, SECRET])
+    session.close()
+    log = (postgres.directory / "postgres.log").read_text()
+    assert failed.value.diag.message_primary in log
+    assert SECRET not in log
+
+
+def test_the_postgres_of_compose_shows_no_value_in_its_log_either() -> None:
+    compose = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
+    for setting in ("log_error_verbosity", "log_min_error_statement"):
+        (embedded,) = (line.split(" = ")[1] for line in CONFIGURATION.splitlines() if line.startswith(setting))
+        assert f"-c {setting}={embedded}" in compose
 
 
 def test_a_cluster_that_was_left_half_made_is_made_again(postgres: Postgres) -> None:
