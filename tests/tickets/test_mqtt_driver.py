@@ -99,7 +99,7 @@ class TestAWellBehavedRobot:
             driver.carry_out(command("brake", fence=2), Interrupt())
             error = result.exception(20)
         assert isinstance(error, Interrupted)
-        assert (error.reason, error.message) == ("brake", "The robot was stopped on the way: brake")
+        assert (error.reason, error.message) == ("robot_stopped", "The robot was stopped on the way: brake")
 
     @pytest.mark.parametrize(("name", "status"), [("stop", "stopped"), ("brake", "braked")])
     def test_a_stop_and_a_brake_are_acknowledged(
@@ -276,6 +276,25 @@ class TestUnknownOutcomes:
         fleet.robots["rover"] = Scripted(confuse)
         assert driver.carry_out(command(), Interrupt())["measured"] == {"distance": 1}
         assert driver.carry_out(command(fence=2), Interrupt())["measured"] == {"distance": 1}
+
+    def test_a_ticket_says_that_an_answer_came_and_could_not_be_used(
+        self, broker: Mosquitto, prefix: str, fleet: Fleet
+    ) -> None:
+        with driver_on(broker, prefix, SHORT) as driver:
+            for said in ({"status": "banana"}, {"status": "done", "distance": "far"}, {"reason": "x" * 70_000}):
+                fleet.robots["rover"] = Scripted(lambda _, answer, s=said: answer(**{"status": "done"} | s))  # type: ignore[misc]
+                with pytest.raises(OutcomeUnknown, match="what it answered could not be used"):
+                    driver.carry_out(command(), Interrupt())
+
+    @pytest.mark.parametrize("word", ["timeout", "emergency_stop", "lease_lost", "Battery <b>low</b>", "", "x" * 1000])
+    def test_a_robot_s_words_stand_in_the_text_and_never_become_the_code(
+        self, driver: MqttDriver, fleet: Fleet, word: str
+    ) -> None:
+        fleet.robots["rover"] = Scripted(lambda _, answer: (answer("accepted"), answer("stopped", reason=word)))
+        with pytest.raises(Interrupted) as caught:
+            driver.carry_out(command(), Interrupt())
+        assert caught.value.reason == "robot_stopped"
+        assert caught.value.message == f"The robot was stopped on the way: {word[:200] or 'no reason given'}"
 
     def test_a_reason_of_the_robot_cannot_break_a_line_or_a_row(self, driver: MqttDriver, fleet: Fleet) -> None:
         fleet.robots["rover"] = Scripted(lambda _, answer: answer("refused", reason="a\x00b\nc" + "d" * 1000))

@@ -44,7 +44,7 @@ from orchestrator_tasks.tickets.drivers.base import (
     refuse_interrupted,
     refuse_unsafe,
 )
-from orchestrator_tasks.tickets.drivers.mqtt_answers import Answer, find_answer
+from orchestrator_tasks.tickets.drivers.mqtt_answers import Answer, find_answer, scanned
 from orchestrator_tasks.tickets.drivers.mqtt_broker import Broker
 from orchestrator_tasks.tickets.drivers.mqtt_link import Exchange, Link, Lost, Undelivered
 
@@ -53,6 +53,7 @@ HURRY_SECONDS = 0.5
 """How long the stop of a guardian is tried, who repeats it anyway and has other robots to stop."""
 
 LONGEST_QUOTE = 200
+ROBOT_STOPPED, NO_REASON = "robot_stopped", "no reason given"
 TARGET = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 """Targets that are one level of a topic: a `/`, `+` or `#` would reach other robots."""
 
@@ -104,8 +105,8 @@ class MqttDriver:
             accepted = self.until_accepted(exchange, command)
             ended = accepted if accepted.status != "accepted" else self.until_ended(exchange, command)
         if ended.status == "stopped":
-            text = f"The robot was stopped on the way: {ended.reason}"
-            raise Interrupted(ended.reason or "stopped", text, **ended.measured())
+            text = f"The robot was stopped on the way: {ended.reason or NO_REASON}"
+            raise Interrupted(ROBOT_STOPPED, text, **ended.measured())  # its own words are no code to act on
         return driven(command.params) | {"ack": True, "received_at": accepted.timestamp, "measured": ended.measured()}
 
     def until_accepted(self, exchange: Exchange, command: Command) -> Answer:
@@ -119,7 +120,7 @@ class MqttDriver:
         if isinstance(event, Interruption):
             raise self.end_early(command, event.reason)
         silent = f"Robot {command.target!r} did not acknowledge drive within {self.timeout:g} s"
-        raise self.after_stopping(command, OutcomeUnknown(f"{silent}{because(event)}"))
+        raise self.after_stopping(command, OutcomeUnknown(f"{silent}{because(event, exchange)}"))
 
     def until_ended(self, exchange: Exchange, command: Command) -> Answer:
         until = monotonic() + command.params["duration_seconds"] + self.timeout
@@ -132,7 +133,8 @@ class MqttDriver:
             if isinstance(event, Lost):
                 raise self.end_lost(command, event)
             if event is None:
-                raise self.after_stopping(command, OutcomeUnknown(f"Robot {command.target!r} did not say how it ended"))
+                silent = f"Robot {command.target!r} did not say how it ended"
+                raise self.after_stopping(command, OutcomeUnknown(f"{silent}{because(event, exchange)}"))
 
     def hear(self, exchange: Exchange, until: float) -> Any:
         """The next event that means something; None when there is none by `until`. Malformed answers are none."""
@@ -141,6 +143,7 @@ class MqttDriver:
                 return event
             if (answer := find_answer(event)) is not None:
                 return answer
+            exchange.misheard = True
         return None
 
     def end_early(self, command: Command, reason: str) -> DriverFailed:
@@ -185,7 +188,9 @@ class MqttDriver:
         if isinstance(event, Undelivered):
             raise unreached(command.target, event)
         if not isinstance(event, Answer):
-            raise DriverFailed(f"Robot {command.target!r} did not answer scan{because(event)}", code="robot_silent")
+            raise DriverFailed(
+                f"Robot {command.target!r} did not answer scan{because(event, exchange)}", code="robot_silent"
+            )
         if event.status != "done":
             raise refusal(event)
         return scanned(event)
@@ -220,7 +225,7 @@ class MqttDriver:
             raise refusal(event)
         if isinstance(event, Undelivered):
             raise unreached(target, event)
-        raise OutcomeUnknown(f"Robot {target!r} did not acknowledge {name}{because(event)}")
+        raise OutcomeUnknown(f"Robot {target!r} did not acknowledge {name}{because(event, exchange)}")
 
     def send_bounded(self, exchange: Exchange, command: Command) -> None:
         """Send what must not begin after its `not_after`, counted when the connection is there."""
@@ -263,38 +268,14 @@ def seconds_left(command: Command) -> float:
 
 
 def refusal(answer: Answer) -> DriverFailed:
-    return DriverFailed(f"The robot refused the command: {answer.reason or 'no reason given'}", code="robot_refused")
+    return DriverFailed(f"The robot refused the command: {answer.reason or NO_REASON}", code="robot_refused")
 
 
 def unreached(target: str, event: Undelivered) -> DriverFailed:
     return DriverFailed(f"Robot {target!r} was not reached: {event.reason}", code="robot_unreachable")
 
 
-def because(event: Any) -> str:
-    return f": {event.reason}" if isinstance(event, Lost) else ""
-
-
-def scanned(answer: Answer) -> dict[str, Any]:
-    """The documented result of a scan. Raises DriverFailed when the readings break their contracts."""
-    readings = answer.body.get("sensors")
-    try:
-        if not isinstance(readings, Mapping):
-            raise Invalid("no sensors")
-        sensors = {name: reading(readings.get(name), f"{name}.v1") for name in ("imu", "ultrasonic")}
-        counts = {name: counted(answer.body, name) for name in ("scan_points", "obstacles_detected")}
-    except Invalid as error:
-        raise DriverFailed(f"The robot's readings cannot be used: {error.message}", code="contract_violated") from error
-    return {"command": "scan", "executed": True, **counts, "sensors": sensors}
-
-
-def reading(document: Any, contract: str) -> dict[str, Any]:
-    """What the contract names of a reading. Whatever else the robot says is not kept. Raises ContractViolated."""
-    contracts.check(contract, document)
-    return {name: document[name] for name in contracts.schema(contract)["properties"] if name in document}
-
-
-def counted(body: Mapping[str, Any], name: str) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Invalid(f"{name} must be a count")
-    return value
+def because(event: Any, exchange: Exchange | None = None) -> str:
+    if isinstance(event, Lost):
+        return f": {event.reason}"
+    return "; what it answered could not be used" if exchange and exchange.misheard else ""

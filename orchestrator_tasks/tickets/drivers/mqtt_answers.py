@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.kernel.errors import Invalid
 from models.tickets import contracts
+from orchestrator_tasks.tickets.drivers.base import DriverFailed
 
 log = logging.getLogger(__name__)
 
@@ -54,3 +56,29 @@ def is_length(value: Any) -> bool:
 def printable(reason: Any) -> str:
     """A robot's reason as it may stand in a ticket: one line of visible characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(reason)[:LONGEST_REASON])
+
+
+def scanned(answer: Answer) -> dict[str, Any]:
+    """The documented result of a scan. Raises DriverFailed when the readings break their contracts."""
+    readings = answer.body.get("sensors")
+    try:
+        if not isinstance(readings, Mapping):
+            raise Invalid("no sensors")
+        sensors = {name: reading(readings.get(name), f"{name}.v1") for name in ("imu", "ultrasonic")}
+        counts = {name: counted(answer.body, name) for name in ("scan_points", "obstacles_detected")}
+    except Invalid as error:
+        raise DriverFailed(f"The robot's readings cannot be used: {error.message}", code="contract_violated") from error
+    return {"command": "scan", "executed": True, **counts, "sensors": sensors}
+
+
+def reading(document: Any, contract: str) -> dict[str, Any]:
+    """What the contract names of a reading. Whatever else the robot says is not kept. Raises ContractViolated."""
+    contracts.check(contract, document)
+    return {name: document[name] for name in contracts.schema(contract)["properties"] if name in document}
+
+
+def counted(body: Mapping[str, Any], name: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Invalid(f"{name} must be a count")
+    return value

@@ -64,6 +64,7 @@ class Exchange:
     def __init__(self, correlation: bytes) -> None:
         self.correlation = correlation
         self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.misheard = False  # something came that could not be used
 
     def put(self, event: Any) -> None:
         if self.heard.qsize() < MOST_ANSWERS:
@@ -250,6 +251,8 @@ class Link:
         if exchange is None or answer is None:
             what = "is for nobody here" if exchange is None else "is no JSON object"
             log.warning(f"an MQTT answer {what}", extra={"correlation": repr(correlation[:100])})
+            if exchange is not None:
+                exchange.misheard = True
             return
         exchange.put(answer)
 
