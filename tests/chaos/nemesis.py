@@ -19,6 +19,8 @@ def acts_of(cluster: Cluster) -> dict[str, Callable[[Stroke], Any]]:
         "kill_child": lambda stroke: cluster.kill_child(stroke.victim),
         "freeze": lambda stroke: cluster.freeze(stroke.victim),
         "thaw": lambda stroke: cluster.thaw(stroke.victim),
+        "hold": lambda stroke: cluster.freeze(stroke.victim),
+        "flush_and_let_go": lambda stroke: f"{cluster.flush('valkey')} {cluster.thaw(stroke.victim)}",
         "flush": lambda stroke: cluster.flush(stroke.victim),
         "kill_and_empty": lambda stroke: cluster.kill_and_empty(stroke.victim),
         "stop_at_once": lambda stroke: cluster.stop_at_once(stroke.victim),

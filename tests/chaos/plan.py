@@ -51,6 +51,7 @@ FAULTS = (
         for name in ("io", "dispatcher", "guardian", "web", "system", "beat")
     ),
     Fault("flush", "valkey"),
+    Fault("hold", "io", "flush_and_let_go", (1.5, 2.5)),  # messages wait, and are lost
     Fault("kill_and_empty", "valkey", "start", (0.2, 4.0)),
     Fault("kill", "postgres", "start", (0.0, 2.0)),
     Fault("stop_at_once", "postgres", "start", (0.0, 5.0)),
