@@ -12,7 +12,7 @@ from typing import Any
 from granian.utils.proxies import wrap_asgi_with_proxy_headers
 
 from models.kernel import clock, logs
-from models.kernel.errors import Unavailable
+from models.kernel.errors import TooMany, Unavailable
 from models.kernel.processes import Presence
 from models.kernel.settings import settings
 from orchestrator_web.app import create_app
@@ -20,6 +20,7 @@ from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope
 from orchestrator_web.headers import Guarded
 from orchestrator_web.idempotency import REPLAYED
 from orchestrator_web.outcomes import HEADER, LET_GO, Outcomes
+from orchestrator_web.problems import status_of
 from orchestrator_web.streams import Streams
 from orchestrator_web.tickets.streams import read_outcomes, render_event, render_outcome
 from orchestrator_web.transports import Refusing, ServerSent, WebSocket
@@ -90,9 +91,9 @@ class Application:
                     answer = plain_problem(scope, 404, "not_found", "There is no WebSocket here")
             except Disconnected:
                 raise
-            except Unavailable as error:
+            except (TooMany, Unavailable) as error:
                 later = ("retry-after", str(math.ceil(error.retry_after)))
-                answer = plain_problem(scope, 503, error.code, error.message, later)
+                answer = plain_problem(scope, status_of(error), error.code, error.message, later)
             except Exception:
                 log.exception("a request failed outside Flask")
                 answer = plain_problem(scope, 500, "internal", "Something went wrong")

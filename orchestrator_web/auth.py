@@ -22,6 +22,7 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.tokens import client_of_token
 from orchestrator_web import guesses, ratelimit
+from orchestrator_web.bridge import HANDSHAKE
 from orchestrator_web.metrics import UNAUTHENTICATED
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 CACHE_SECONDS = 3.0
 CACHE_SIZE = 10_000
 LONGEST_CREDENTIAL = 8192
+SUBPROTOCOL = "bearer"
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -106,7 +108,18 @@ def offered_credential() -> str | None:
         if scheme.lower() != "bearer" or not value.strip():
             raise refused("Only Authorization: Bearer is understood", "scheme_unknown")
         return value.strip()
-    return request.headers.get("X-API-Key") or None
+    return request.headers.get("X-API-Key") or credential_of_handshake()
+
+
+def credential_of_handshake() -> str | None:
+    """What a page's script offers: of a WebSocket's handshake it can choose nothing but the protocols it names.
+
+    `new WebSocket(url, ["bearer", credential])` sends them as `Sec-WebSocket-Protocol` (RFC 6455, section 4.1).
+    """
+    if not request.environ.get(HANDSHAKE):
+        return None
+    scheme, _, value = request.headers.get("Sec-WebSocket-Protocol", "").partition(",")
+    return (value.strip() or None) if scheme.strip() == SUBPROTOCOL else None
 
 
 def client_of(credential: str) -> Client:

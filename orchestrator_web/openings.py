@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from flask import Response, g, request
 from marshmallow import EXCLUDE, Schema, fields
 
-from models.kernel.errors import Forbidden
+from models.kernel.errors import Forbidden, NotFound
 from models.kernel.feed import Selection, check_kept
 from models.kernel.horizon import get_last_seq
 from models.kernel.retention import get_earliest_seq
@@ -40,7 +40,9 @@ class Resumption(Schema):
 
 
 def open_stream(stream: str, selection: Selection, place: int | None) -> Response:
-    """Allow a stream of server-sent events from a place on."""
+    """Allow a stream of server-sent events from a place on. Raises NotFound for a WebSocket's handshake."""
+    if request.environ.get(HANDSHAKE):  # which would pass by the look at its origin
+        raise NotFound("There is no WebSocket here")
     hand_over(stream, selection, place)
     allowed = Response(status=200, content_type="text/event-stream")
     allowed.headers["X-Accel-Buffering"] = "no"  # else nginx would hold events back
@@ -58,7 +60,10 @@ def open_websocket(stream: str, selection: Selection, place: int | None) -> Resp
     if origin and urlsplit(origin).netloc != request.host and origin not in settings().cors_origins:
         raise Forbidden("Pages of this origin may not connect", code="origin_not_allowed")
     hand_over(stream, selection, place)
-    return Response(status=200)
+    allowed = Response(status=200)
+    if auth.credential_of_handshake() is not None:  # a browser gives up unless one of its protocols is chosen
+        allowed.headers["Sec-WebSocket-Protocol"] = auth.SUBPROTOCOL
+    return allowed
 
 
 def hand_over(stream: str, selection: Selection, place: int | None) -> None:
@@ -69,6 +74,7 @@ def hand_over(stream: str, selection: Selection, place: int | None) -> None:
         stream=stream,
         selection=selection,
         after=place,
+        client=g.caller.name,
         credential=credential,
         check=functools.partial(check_credential, credential),
         correlation_id=g.correlation_id,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.kernel import clock
-from models.kernel.errors import Forbidden, OrchestratorError, Unauthenticated, Unavailable
+from models.kernel.errors import Forbidden, OrchestratorError, TooMany, Unauthenticated, Unavailable
 from models.kernel.feed import Selection
 from models.kernel.settings import settings
 from orchestrator_web.cursors import write_event_cursor
@@ -46,6 +46,7 @@ class Opening:
     stream: str
     selection: Selection
     after: int | None
+    client: str
     credential: str | None
     check: Callable[[], None]
     correlation_id: str
@@ -109,15 +110,20 @@ class Streams:
     """The open streams of this process."""
 
     def __init__(self, render: Callable[[Row], Event | None]) -> None:
-        self.buffer, self.most = settings().stream_buffer, settings().stream_readers
+        chosen = settings()
+        self.buffer = chosen.stream_buffer
+        self.most, self.share = chosen.stream_readers, chosen.stream_readers_per_client
         self.feed = Feed(render, self.buffer)
         self.open: set[Stream] = set()
         self.watch: asyncio.Task[None] | None = None
         self.over = False
 
     async def serve(self, opening: Opening, transport: Transport) -> None:
-        """One stream, from its beginning to its end. Raises Unavailable, before anything is sent, when it cannot be."""
-        self.check_room()
+        """One stream, from its beginning to its end.
+
+        Raises Unavailable or TooMany, before anything is sent, when it cannot be.
+        """
+        self.check_room(opening.client)
         stream = Stream(opening, self.buffer)
         self.open.add(stream)
         leaving = asyncio.create_task(notice_departure(stream, transport))
@@ -132,12 +138,15 @@ class Streams:
             self.open.discard(stream)
             self.feed.listeners.discard(stream)
 
-    def check_room(self) -> None:
-        """Raises Unavailable when no stream may begin here now."""
+    def check_room(self, client: str) -> None:
+        """Raises Unavailable when no stream may begin here now, TooMany when none of this client may."""
         if self.over:
             raise Unavailable("The service stops", code="going_away")
         if len(self.open) >= self.most:
             raise Unavailable("Too many event streams are open", code="too_many_streams", retry_after=5.0)
+        if sum(stream.opening.client == client for stream in self.open) >= self.share:
+            text = f"{self.share} event streams of this client are open"
+            raise TooMany(text, code="too_many_streams_of_client", retry_after=5.0)
 
     async def tell(self, stream: Stream, transport: Transport) -> None:
         began, ending, patience = clock.monotonic(), "client_left", SEND_SECONDS

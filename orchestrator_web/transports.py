@@ -87,7 +87,8 @@ class WebSocket(Sender):
 
     async def open(self, cursor: str) -> None:
         named = [(k.lower().encode(), v.encode("latin-1")) for k, v in self.headers if k.lower() == "x-correlation-id"]
-        await self.send({"type": "websocket.accept", "headers": named})
+        chosen = next((v for k, v in self.headers if k.lower() == "sec-websocket-protocol"), None)
+        await self.send({"type": "websocket.accept", "headers": named, "subprotocol": chosen})
         await self.write({"type": "opened", "id": cursor})
 
     async def write(self, message: dict[str, Any]) -> None:

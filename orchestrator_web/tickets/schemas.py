@@ -141,7 +141,7 @@ class EventQuery(Schema):
         unknown = RAISE
 
     ticket_id = fields.String(validate=validate.Regexp(TICKET_ID, error="must be the id of a ticket"))
-    command = fields.String(validate=validate.Length(max=LONGEST_COMMAND))
+    command = fields.String(validate=validate.Length(1, LONGEST_COMMAND))
     target = fields.String(validate=TARGET)
     topic = fields.String(validate=validate.OneOf(PUBLIC_TOPICS))
     after = fields.String(

@@ -38,7 +38,7 @@ def stream_events(wanted: dict[str, Any], resumed: dict[str, str]) -> Response:
     """Events of tickets, as server-sent events; each `data` is one JSON object of this schema.
 
     Reconnect with the last `id` and nothing is lost or doubled. A comment every 15 s says that the stream lives;
-    `event: problem` is its last word.
+    `event: problem` is its last word. A page reads it with `fetch()`, which sends `Authorization`.
     """
     return open_stream(STREAM, selection(wanted), find_place(STREAM, wanted, resumed))
 
@@ -55,7 +55,7 @@ def connect_events(wanted: dict[str, Any], resumed: dict[str, str]) -> Response:
     """The same events over a WebSocket, each message one JSON object with a `type`.
 
     `opened` and `heartbeat` carry the `id` to resume from; `problem` is the last word, and the close code is 4000
-    plus its status.
+    plus its status. A page, which can set no header, names two protocols: `new WebSocket(url, ["bearer", credential])`.
     """
     return open_websocket(STREAM, selection(wanted), find_place(STREAM, wanted, resumed))
 

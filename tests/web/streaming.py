@@ -117,11 +117,13 @@ async def listening(
     query: str = "",
     headers: Headers | None = None,
     client: Client | None = None,
+    *,
+    path: str | None = None,
 ) -> AsyncIterator[Any]:
     """A client of a stream that was answered; it leaves with the block."""
     client = client or kind()
     upgrade = [("connection", "upgrade"), ("upgrade", "websocket")] if isinstance(client, Messages) else []
-    scope = server.scope("GET", PATHS[type(client)] + (query and f"?{query}"), b"", upgrade + (headers or []))
+    scope = server.scope("GET", (path or PATHS[type(client)]) + (query and f"?{query}"), b"", upgrade + (headers or []))
     if isinstance(client, Messages):
         scope |= {"type": "websocket", "scheme": "ws"}
         del scope["method"]

@@ -33,6 +33,9 @@ BAD = [
     ("target=a%20b", 422, "invalid"),
     ("target=%00", 422, "invalid"),
     ("command=" + "x" * 257, 422, "invalid"),
+    ("command=", 422, "invalid"),
+    ("target=", 422, "invalid"),
+    ("ticket_id=", 422, "invalid"),
     ("unknown=1", 422, "invalid"),
     ("topic=ticket_created&topic=ticket_queued", 422, "invalid"),
     ("after=", 422, "invalid"),
@@ -97,6 +100,38 @@ def test_a_page_of_another_origin_may_not_connect(server: Server, monkeypatch: p
                         await opened(client)
                     else:
                         assert (client.status, json.loads(client.body)["code"]) == (403, "origin_not_allowed")
+
+    run(scenario)
+
+
+def test_server_sent_events_are_not_told_over_a_websocket(server: Server) -> None:
+    """Else a page of another origin could read them there."""
+
+    async def scenario() -> None:
+        async with server.running(), listening(server, Messages, path=PATHS[Blocks]) as client:
+            assert (client.status, json.loads(client.body)["code"]) == (404, "not_found")
+            assert not server.application.streams.open
+
+    run(scenario)
+
+
+def test_a_page_offers_its_credential_as_a_protocol(server: Server) -> None:
+    """A browser's script cannot set a handshake's headers; it can name protocols."""
+    key, server.credential = key_with("read", name="page"), ""
+
+    async def scenario() -> None:
+        async with server.running():
+            for protocols in (f"bearer, {key}", f"bearer,{key}"):
+                headers = [("sec-websocket-protocol", protocols)]
+                async with listening(server, Messages, headers=headers) as client:
+                    await opened(client)
+                    assert client.sent[0]["subprotocol"] == "bearer"
+                async with listening(server, Blocks, headers=headers) as client:
+                    assert client.status == 401
+            for protocols in (f"basic, {key}", "bearer", "bearer,", "bearer, x", key):
+                headers = [("sec-websocket-protocol", protocols)]
+                async with listening(server, Messages, headers=headers) as client:
+                    assert client.status == 401, protocols
 
     run(scenario)
 
@@ -172,6 +207,32 @@ def test_more_streams_than_allowed_are_refused_with_when_to_come_back(
             second.left.set()
             await until(lambda: len(server.application.streams.open) == 1)
             async with listening(server, kind) as fourth:
+                await opened(fourth)
+
+    run(scenario)
+
+
+@BOTH
+def test_one_client_cannot_take_the_streams_of_all(
+    server: Server, kind: type[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STREAM_READERS_PER_CLIENT", "1")
+    forget()
+    mine = [("authorization", f"Bearer {key_with('read', name='one')}")]
+    others = [("authorization", f"Bearer {key_with('read', name='other')}")]
+    server.credential = ""
+
+    async def scenario() -> None:
+        async with server.running(), listening(server, kind, headers=mine) as first:
+            await opened(first)
+            async with listening(server, kind, headers=mine) as second:
+                assert (second.status, second.headers["retry-after"]) == (429, "5")
+                assert json.loads(second.body)["code"] == "too_many_streams_of_client"
+            async with listening(server, kind, headers=others) as third:
+                await opened(third)
+            first.left.set()
+            await until(lambda: not server.application.streams.open)
+            async with listening(server, kind, headers=mine) as fourth:
                 await opened(fourth)
 
     run(scenario)
