@@ -31,7 +31,7 @@ CREATE TABLE webhooks (
     CONSTRAINT webhooks_pkey PRIMARY KEY (id),
     CONSTRAINT webhooks_state_check CHECK (state IN ('deleted', 'disabled', 'enabled')),
     CONSTRAINT webhooks_id_check CHECK (id ~ '^wh_[0-9a-f]{12}$'),
-    CONSTRAINT webhooks_url_check CHECK (url ~* '^https?://' AND length(url) <= 2048),
+    CONSTRAINT webhooks_url_check CHECK (url ~ '^https?://' AND length(url) <= 2048),
     CONSTRAINT webhooks_topics_check CHECK (cardinality(topics) BETWEEN 1 AND 32),
     CONSTRAINT webhooks_overlap_check CHECK ((previous_secret IS NULL) = (previous_until IS NULL)),
     CONSTRAINT webhooks_secret_check CHECK ((state = 'deleted') = (secret IS NULL)),

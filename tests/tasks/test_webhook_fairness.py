@@ -103,16 +103,16 @@ def all_told(desk: Desk, healthy: Receiver, tenant: str) -> None:
         )
 
 
-@pytest.mark.parametrize("tenant", ["default", "other"])
+@pytest.mark.parametrize(("tenant", "most_seconds"), [("default", 20), ("other", 10)])
 def test_thirty_receivers_that_hang_keep_no_healthy_one_from_being_told(
-    desk: Desk, healthy: Receiver, hanging: Receiver, tenant: str
+    desk: Desk, healthy: Receiver, hanging: Receiver, tenant: str, most_seconds: float
 ) -> None:
     for _ in range(HANGING):
         subscribe(hanging.url, "ticket_created")
     subscribe(healthy.url, "ticket_created", tenant=tenant)
     began = clock.monotonic()
     all_told(desk, healthy, tenant)
-    assert clock.monotonic() - began < 20
+    assert clock.monotonic() - began < most_seconds
 
 
 def test_one_tenant_leaves_places_and_the_slow_leave_more() -> None:

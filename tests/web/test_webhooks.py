@@ -242,8 +242,11 @@ def test_a_wrong_subscription_is_refused_with_a_pointer_and_changes_nothing(
 
 
 def test_a_scheme_may_be_spelled_in_capitals(api: Api) -> None:
-    made = api.post("/webhooks", json={**GOOD, "url": "HTTP://127.0.0.1:9/hook"})
+    made = api.post("/webhooks", json={**GOOD, "url": "HTTP://127.0.0.1:9/Hook"})
     assert made.status_code == 201, made.text
+    assert made.get_json()["url"] == "http://127.0.0.1:9/Hook"
+    changed = api.call("PATCH", f"/webhooks/{made.get_json()['id']}", json={"url": "Https://127.0.0.1:9/Hook"})
+    assert (changed.status_code, changed.get_json()["url"]) == (200, "https://127.0.0.1:9/Hook")
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"url": "\\ud800", "topics": ["*"]}', b"7", b"null", b"\xff"])

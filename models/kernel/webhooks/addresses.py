@@ -3,8 +3,9 @@
 A host is resolved and every address of it must be public; whoever connects uses the
 very address that was checked, so that a name which resolves differently a moment later
 (DNS rebinding) gains nothing. What counts as public follows the IANA special-purpose
-address registries (RFC 6890) and is decided for IPv6 by what is allowed, 2000::/3
-(RFC 4291, section 2.4), and not by what is not.
+address registries (RFC 6890), kept here since Python's own copies differ from version
+to version, and is decided for IPv6 by what is allowed, 2000::/3 (RFC 4291, section
+2.4), and not by what is not. Any port may be called: receivers listen where they like.
 """
 
 from __future__ import annotations
@@ -34,8 +35,18 @@ NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
-DOCUMENTATION_V6 = ipaddress.ip_network("3fff::/20")  # RFC 9637
-RELAYS_V4 = ipaddress.ip_network("192.88.99.0/24")  # RFC 7526
+# Registered as not globally reachable, besides multicast (RFC 5771) and the relays that RFC 7526 withdrew.
+SPECIAL_V4 = [
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4",
+    )
+]  # fmt: skip
+REACHABLE_V4 = {ipaddress.IPv4Address("192.0.0.9"), ipaddress.IPv4Address("192.0.0.10")}  # RFC 7723, RFC 8155
+# 2001::/23 whole: the parts of it that are reachable are anycast services and identifiers, no receivers.
+SPECIAL_V6 = [ipaddress.IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "3fff::/20")]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -109,12 +120,12 @@ def check_host(host: str, *, bracketed: bool) -> None:
 def is_public(address: Address) -> bool:
     """Whether an address is one that anybody on the Internet may be asked to call."""
     if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not (address.is_multicast or address.is_reserved or address in RELAYS_V4)
+        return address in REACHABLE_V4 or not any(address in network for network in SPECIAL_V4)
     if address in NAT64:
         return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address.sixtofour is not None:
         return is_public(address.sixtofour)
-    return address in GLOBAL_V6 and address.is_global and address not in DOCUMENTATION_V6
+    return address in GLOBAL_V6 and not any(address in network for network in SPECIAL_V6)
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -157,8 +168,11 @@ def list_addresses(place: Place) -> list[str]:
 
 
 def check_receiver(url: str) -> str:
-    """The URL, if a webhook may be sent there. Raises Invalid; Unavailable when its host cannot be looked up now."""
+    """The URL, its scheme in small letters, if a webhook may be sent there.
+
+    Raises Invalid; Unavailable when its host cannot be looked up now.
+    """
     place = parse_url(url)
     if not settings().webhook_allow_private:
         list_addresses(place)
-    return url
+    return place.scheme + url[len(place.scheme) :]

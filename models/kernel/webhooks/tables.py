@@ -77,7 +77,7 @@ webhooks = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     CheckConstraint(one_of(WEBHOOK.states), name="state"),
     CheckConstraint("id ~ '^wh_[0-9a-f]{12}$'", name="id"),
-    CheckConstraint("url ~* '^https?://' AND length(url) <= 2048", name="url"),
+    CheckConstraint("url ~ '^https?://' AND length(url) <= 2048", name="url"),
     CheckConstraint("cardinality(topics) BETWEEN 1 AND 32", name="topics"),
     CheckConstraint("(previous_secret IS NULL) = (previous_until IS NULL)", name="overlap"),
     CheckConstraint("(state = 'deleted') = (secret IS NULL)", name="secret"),
