@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +33,7 @@ from orchestrator_tasks.tickets.tasks import perform
 log = logging.getLogger(__name__)
 
 PACE_SECONDS = 0.25
+LATE_SECONDS = 1.0
 BUSY_PACE_SECONDS = 0.02  # while more is due than there are threads
 THREADS = 64
 
@@ -44,6 +45,7 @@ class Crew:
         self.pool = ThreadPoolExecutor(threads, "stop")
         self.threads = threads
         self.at_work: dict[object, Future[Any]] = {}
+        self.warned: set[object] = set()
 
     def free(self) -> int:
         self.at_work = {name: future for name, future in self.at_work.items() if not future.done()}
@@ -61,7 +63,21 @@ def give_due_stops(crew: Crew) -> list[Future[bool]]:
     """Have every stop sent that a robot is owed, as far as there is room; those at work are among the due."""
     with statement() as connection:
         due = list_due_stops(connection, limit=2 * crew.threads)
+    warn_of_late(crew, due)
     return [future for order in due for future in crew.give(order["id"], send_stop, order)]
+
+
+def warn_of_late(crew: Crew, due: Sequence[Mapping[str, Any]]) -> None:
+    """Say once of each stop that nobody has taken in time, also while the robot still keeps the first try waiting."""
+    late = {order["id"]: order for order in due if not order["tries"] and age_of(order) > LATE_SECONDS}
+    for order in (late[number] for number in late.keys() - crew.warned):
+        facts = {"target": order["target"], "ticket_id": order["ticket_id"], "seconds": round(age_of(order), 2)}
+        log.warning("a stop has not been taken yet: the robot may be moving", extra=facts)
+    crew.warned = set(late)
+
+
+def age_of(order: Mapping[str, Any]) -> float:
+    return float((order["now"] - order["ordered_at"]).total_seconds())
 
 
 def give_stop_tickets(crew: Crew) -> list[Future[str]]:

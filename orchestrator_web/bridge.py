@@ -2,8 +2,9 @@
 
 The body is read first, on the event loop, under the size limit and a deadline, so that a
 slow or endless sender holds no thread. The answer comes back whole. A reserved pool
-keeps a few threads for the paths that must answer while everything else is busy; the
-e-stop has threads, and in them database connections, that it shares with nothing.
+keeps a few threads for the paths that must answer while everything else is busy;
+engaging and releasing the e-stop have threads, and in them database connections, that
+they share with nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ HANDOVER = "orchestrator.handover"
 BODY_SECONDS = 30.0
 RESERVED_THREADS = 2
 RESERVED_PATHS = frozenset({"/healthz", "/readyz"})
-ESTOP_PATH = "/estop"
+ESTOP_ACTS = frozenset({("POST", "/estop"), ("DELETE", "/estop")})  # reading it goes the common way
 MOST_WAITING_PER_THREAD = 64
 
 
@@ -87,6 +88,10 @@ def plain_problem(scope: Scope, status: int, code: str, detail: str, *headers: t
     return Answer(status, [*own, *headers], body)
 
 
+def overloaded(scope: Scope) -> Answer:
+    return plain_problem(scope, 503, "overloaded", "Too many requests wait", ("retry-after", "1"))
+
+
 class Bridge:
     """Calls a WSGI application from the event loop."""
 
@@ -99,6 +104,8 @@ class Bridge:
         self.estop = ThreadPoolExecutor(RESERVED_CONNECTIONS, "estop", use_reserved_connections)
         self.most_waiting = threads * MOST_WAITING_PER_THREAD
         self.present = 0
+        self.most_acts = RESERVED_CONNECTIONS * MOST_WAITING_PER_THREAD
+        self.acts = 0
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """The application's answer to one request. Raises Disconnected."""
@@ -111,15 +118,24 @@ class Bridge:
             return plain_problem(scope, 413, "body_too_large", detail, ("connection", "close"))
         if scope["path"] in RESERVED_PATHS:
             return await self.call(self.reserved, scope, body)
-        if scope["path"] == ESTOP_PATH:
-            return await self.call(self.estop, scope, body)
+        if (scope["method"], scope["path"]) in ESTOP_ACTS:
+            return await self.stop_or_release(scope, body)
         if self.present >= self.most_waiting:
-            return plain_problem(scope, 503, "overloaded", "Too many requests wait", ("retry-after", "1"))
+            return overloaded(scope)
         self.present += 1
         try:
             return await self.call(self.common, scope, body)
         finally:
             self.present -= 1
+
+    async def stop_or_release(self, scope: Scope, body: bytes) -> Answer:
+        if self.acts >= self.most_acts:
+            return overloaded(scope)
+        self.acts += 1
+        try:
+            return await self.call(self.estop, scope, body)
+        finally:
+            self.acts -= 1
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body, or None as soon as it is known to be larger than allowed."""

@@ -19,6 +19,7 @@ from models.kernel.processes import list_fresh_roles
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.tallies import read_all_tallies
+from models.tickets.stops import count_untaken_stops
 
 MS_IN_SECOND = 1000.0
 
@@ -41,13 +42,15 @@ class Ledgered(Collector):
             "orchestrator_elapsed_seconds", "How long what ended took", labels=["kind", "topic", "label"]
         )
         roles = GaugeMetricFamily("orchestrator_role_up", "Whether a process of the role runs", labels=["role"])
+        owed = GaugeMetricFamily("orchestrator_stops_owed", "Stops ordered that no robot has taken yet", labels=[])
         with statement() as connection:
             for kind, rows in itertools.groupby(read_all_tallies(connection), key=lambda row: row.kind):
                 self.add(kind, rows, states, topics, elapsed)
             fresh = list_fresh_roles(connection)
+            owed.add_metric([], count_untaken_stops(connection))
         for role in sorted(settings().process_roles):
             roles.add_metric([role], float(role in fresh))
-        yield from (states, topics, elapsed, roles)
+        yield from (states, topics, elapsed, roles, owed)
 
     def add(
         self,

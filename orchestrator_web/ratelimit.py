@@ -35,7 +35,7 @@ OUTAGE_SECONDS = 5.0
 COUNTER_SECONDS = 5
 SHORTEST_WAIT = 0.01
 MOST_BUDGETS = 10_000
-EXEMPT = frozenset({"/estop"})
+EXEMPT = frozenset({("POST", "/estop"), ("DELETE", "/estop")})
 
 
 @dataclass
@@ -104,7 +104,7 @@ def forget() -> None:
 def count_request(caller: Caller) -> None:
     """Count one request of a caller. Raises TooMany when its second is used up."""
     limit = settings().rate_limit if caller.rate_limit is None else caller.rate_limit
-    if not limit or request.path in EXEMPT:
+    if not limit or (request.method, request.path) in EXEMPT:
         return
     now = clock.wall()
     budget = budgets.get(caller.name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, func, select, update
+from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select, true, update
 
 from models.kernel.job_parts import seconds
 from models.tickets.tables import stop_orders
@@ -13,6 +14,10 @@ from models.tickets.tables import stop_orders
 LONGEST_BACKOFF_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.1
 MOST_LISTED = 1000
+MOST_SHOWN = 100
+COUNT_CAP = 10_000
+
+Rows = Sequence[RowMapping]
 
 
 def list_due_stops(connection: Connection, limit: int = 100) -> Sequence[RowMapping]:
@@ -28,6 +33,32 @@ def list_stopped(connection: Connection, target: str | None, since: datetime, re
     mine = [last.c.reason == reason, last.c.ordered_at >= since]
     mine += [last.c.target == target] if target is not None else []
     return connection.scalars(select(last.c.ticket_id).where(*mine).order_by(last.c.id)).all()
+
+
+def untaken(target: str | None) -> Any:
+    """The stops, of one robot or of all, that no driver has taken yet, or not at the last try."""
+    never = or_(stop_orders.c.tries == 0, stop_orders.c.error.is_not(None))
+    return and_(stop_orders.c.done_at.is_(None), never, true() if target is None else stop_orders.c.target == target)
+
+
+def count_untaken_stops(connection: Connection, target: str | None = None) -> int:
+    """How many stops a robot, or all of them, have been ordered and have not taken; counted up to COUNT_CAP."""
+    some = select(stop_orders.c.id).where(untaken(target)).limit(COUNT_CAP).subquery()
+    return connection.scalar(select(func.count()).select_from(some)) or 0
+
+
+def list_untaken_stops(connection: Connection, target: str | None = None, limit: int = MOST_SHOWN) -> Rows:
+    """Some of them, those ordered first in front, with their tries and the last error."""
+    first = select(stop_orders).where(untaken(target)).order_by(stop_orders.c.id).limit(limit)
+    return connection.execute(first).mappings().all()
+
+
+def count_taken_stops(connection: Connection, target: str | None, since: datetime) -> int:
+    """How many of the last 1,000 stops that were ordered since then have been taken, of one robot or of all."""
+    last = select(stop_orders).order_by(stop_orders.c.id.desc()).limit(MOST_LISTED).subquery()
+    taken = or_(last.c.done_at.is_not(None), and_(last.c.tries > 0, last.c.error.is_(None)))
+    mine = (taken, last.c.ordered_at >= since, true() if target is None else last.c.target == target)
+    return connection.scalar(select(func.count()).select_from(last).where(*mine)) or 0
 
 
 def confirm_stop(connection: Connection, order_id: int) -> None:

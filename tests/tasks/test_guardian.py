@@ -112,6 +112,24 @@ def test_a_stop_that_was_not_taken_is_sent_again_ever_later_until_it_is(driver: 
     assert orders()[0]["error"] is None
 
 
+def test_a_stop_that_its_robot_keeps_waiting_is_told_of_once_while_it_hangs(
+    driver: Stopper, owed: Owed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled_drive(owed, "rover")
+    let_go = threading.Event()
+    monkeypatch.setattr(driver, "stop", lambda *_: let_go.wait(20))
+    crew, said = guardian.Crew(), "has not been taken yet"
+    (hanging,) = guardian.give_due_stops(crew)
+    assert said not in caplog.text
+    change("UPDATE stop_orders SET ordered_at = ordered_at - interval '2 s'")
+    for _ in range(3):
+        assert guardian.give_due_stops(crew) == []
+    let_go.set()
+    assert hanging.result(20)
+    (told,) = [record for record in caplog.records if said in record.message]
+    assert (told.levelname, told.__dict__["target"]) == ("WARNING", "rover")
+
+
 def test_a_robot_that_does_not_hear_holds_no_other_robots_stop_back(driver: Stopper, owed: Owed) -> None:
     driver.deaf = {"deaf"}
     for target in ("deaf", "rover"):

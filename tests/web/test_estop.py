@@ -21,6 +21,7 @@ from models.kernel.errors import Conflict
 from models.kernel.hints import redis_url
 from models.kernel.session import statement
 from models.tickets import estop
+from orchestrator_web import auth, guesses
 from tests.web.server import Server, own_logs, run, until
 from tests.web.service import DRIVE, Api, assert_problem, counts, each, key_with, refusals, rows, take
 
@@ -41,6 +42,11 @@ def release(api: Api, **body: Any) -> Any:
     return api.call("DELETE", "/estop", json={"reason": "all clear", **body})
 
 
+def guardian_sweeps() -> None:
+    with statement() as connection:
+        estop.sweep_tickets(connection, "guardian")
+
+
 def engaged(api: Api) -> list[str]:
     answer = api.get("/estop").get_json()
     assert answer["engaged"] is bool(answer["latches"])
@@ -48,7 +54,8 @@ def engaged(api: Api) -> list[str]:
 
 
 def test_nothing_is_engaged_at_first(api: Api) -> None:
-    assert api.get("/estop").get_json() == {"engaged": False, "latches": []}
+    nothing = {"engaged": False, "latches": [], "stops": {"owed": 0, "taken": 0}, "owed_stops": []}
+    assert api.get("/estop").get_json() == nothing
 
 
 def test_it_says_what_it_ended_and_keeps_everything_else_from_starting(api: Api) -> None:
@@ -60,7 +67,10 @@ def test_it_says_what_it_ended_and_keeps_everything_else_from_starting(api: Api)
     assert made.status_code == 200
     answer = made.get_json()
     (latch,) = answer.pop("latches")
-    assert answer == {"engaged": True, "changed": True, "stopped": [moving], "revoked": 2, "left": 0}
+    assert [stop["ticket_id"] for stop in answer.pop("owed_stops")] == [moving]
+    facts = {"stopped": [moving], "revoked": 1, "left": 1, "stops": {"owed": 1, "taken": 0}}
+    assert answer == {"engaged": True, "changed": True, **facts}
+    guardian_sweeps()
     assert (latch["scope"], latch["reason"], latch["engaged_by"]) == ("all", "smoke", "admin")
     problem = assert_problem(api.accept(pending), 409)
     assert problem["code"] == "emergency_stop"
@@ -81,7 +91,7 @@ def test_engaging_twice_keeps_the_first_ones_facts(api: Api, writer_api: Api) ->
     assert (first["changed"], again["changed"]) == (True, False)
 
 
-def test_a_second_request_sweeps_what_the_first_could_not(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_request_could_not_end_is_left_to_the_guardian(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def held(*_: Any, **__: Any) -> None:
         raise Conflict("Somebody else is changing this right now", code="locked")
 
@@ -93,7 +103,9 @@ def test_a_second_request_sweeps_what_the_first_could_not(api: Api, monkeypatch:
     assert (first.status_code, first.get_json()["left"]) == (200, 1)
     assert engaged(api) == ["all"]
     again = api.post("/estop", json=SMOKE).get_json()
-    assert (again["revoked"], again["left"]) == (1, 0)
+    assert (again["changed"], again["revoked"], again["left"]) == (False, 0, 1)
+    guardian_sweeps()
+    assert api.post("/estop", json=SMOKE).get_json()["left"] == 0
 
 
 def test_after_a_release_what_is_ordered_anew_is_accepted(api: Api) -> None:
@@ -180,9 +192,26 @@ def test_a_body_that_is_no_object_changes_nothing(api: Api, method: str) -> None
         assert_problem(api.call(method, "/estop", data=body, content_type="application/json"), status)
     half = b'{"scope": "all", "reason": "\\ud800"}'
     assert_problem(api.call(method, "/estop", data=half, content_type="application/json"), 400, 422)
-    assert_problem(api.call(method, "/estop", data=b"{}", content_type="text/plain"), 415)
     assert counts("ledger") == before
     assert engaged(api) == []
+
+
+@each("content_type", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_is_json_whatever_its_content_type_says(api: Api, content_type: str) -> None:
+    body = b'{"scope": "all", "reason": "smoke"}'
+    for method in ("POST", "DELETE"):
+        assert api.call(method, "/estop", data=body, content_type=content_type).get_json()["changed"] is True
+    assert_problem(api.call("POST", "/estop", data=b"scope=all", content_type=content_type), 400)
+
+
+@each("query", ["scope=r2", "scope=all", "x=1", "force=true"])
+def test_a_query_is_refused_and_changes_nothing(api: Api, query: str) -> None:
+    for scope in ("all", "r2"):
+        api.post("/estop", json={"scope": scope, "reason": "smoke"})
+    for method, body in (("DELETE", {"reason": "r2 ok"}), ("POST", {"scope": "r3", "reason": "x"}), ("GET", None)):
+        problem = assert_problem(api.call(method, f"/estop?{query}", json=body), 422)
+        assert problem["errors"][0]["pointer"] == f"/{query.partition('=')[0]}"
+    assert engaged(api) == ["all", "r2"]
 
 
 @each("name", ["all", "ALL", "aLl"])
@@ -272,10 +301,9 @@ class TestUnderLoad:
             assert (heard.status, heard.json()["changed"]) == (200, True)
             # the shortest patience with Redis is 50 ms, with a full pool seconds: it met with neither
             assert took < 2
-            for method, body in (("GET", None), ("DELETE", {"reason": "clear"})):
-                heard = await server.call(method, "/estop", body)
-                assert heard is not None
-                assert heard.status == 200
+            heard = await server.call("DELETE", "/estop", {"reason": "clear"})
+            assert heard is not None
+            assert heard.status == 200
 
         run(scenario)
 
@@ -290,6 +318,58 @@ class TestUnderLoad:
             other.cancel()
 
         run(scenario)
+
+    def test_reading_it_takes_no_thread_from_whoever_engages_it(self, server: Server, busy: threading.Event) -> None:
+        async def scenario() -> None:
+            reading = asyncio.create_task(server.call("GET", "/estop"))
+            await until(lambda: server.application.bridge.present)
+            assert server.application.bridge.acts == 0
+            reading.cancel()
+
+        run(scenario)
+
+    def test_the_queue_before_its_threads_has_a_bound(self, server: Server) -> None:
+        bridge = server.application.bridge
+        bridge.acts = bridge.most_acts
+
+        async def scenario() -> None:
+            heard = await server.call("POST", "/estop", SMOKE)
+            assert heard is not None
+            assert (heard.status, heard.json()["code"], heard.headers["retry-after"]) == (503, "overloaded", "1")
+            bridge.acts -= 1
+            heard = await server.call("POST", "/estop", SMOKE)
+            assert heard is not None
+            assert (heard.status, bridge.acts) == (200, bridge.most_acts - 1)
+
+        run(scenario)
+
+    def test_whoever_guesses_credentials_is_refused_before_the_database_is_asked(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_up: list[str] = []
+        prove = auth.prove
+
+        def noting(credential: str) -> Any:
+            looked_up.append(credential)
+            return prove(credential)
+
+        monkeypatch.setattr(auth, "prove", noting)
+        monkeypatch.setattr(guesses, "MOST_GUESSES", 3)
+        monkeypatch.setattr(guesses, "WINDOW_SECONDS", 1e9)
+
+        async def scenario() -> None:
+            good, statuses = server.credential, []
+            for number in range(6):
+                server.credential = f"orc_bogus{number}"
+                heard = await server.call("POST", "/estop", SMOKE)
+                assert heard is not None
+                statuses.append(heard.status)
+            assert statuses == [401, 401, 401, 429, 429, 429]
+            assert len(looked_up) == 3
+            server.credential = good
+
+        run(scenario)
+        guesses.guessers.clear()
 
     def test_its_threads_have_connections_that_no_other_thread_takes(self, server: Server) -> None:
         own = server.application.bridge.estop.submit(session.is_reserved)

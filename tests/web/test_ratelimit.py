@@ -115,6 +115,10 @@ def test_the_emergency_stop_is_never_refused(app: Flask, counted: redis.Redis) -
         for _ in range(5):
             ratelimit.count_request(caller)
         assert "rate" not in g
+    with app.test_request_context("/estop"):
+        ratelimit.count_request(caller)
+        with pytest.raises(TooMany):
+            ratelimit.count_request(caller)
 
 
 class Process:
