@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 
 from models.kernel.settings import load, settings
 from orchestrator_cli import procfile
+from orchestrator_cli.embedded import binaries
 from orchestrator_cli.migrate import ROOT
+from tests.cli.service import free_port
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -148,8 +152,43 @@ def test_only_those_who_need_a_secret_are_given_it() -> None:
         return {name for name in SERVICES if variable in environment(name)}
 
     assert holders("ORCHESTRATOR_FLOWER_AUTH") == {"flower"}
-    assert holders("JWT_SECRET_KEY") == {"web", "streams"}
-    assert holders("ORCHESTRATOR_MQTT_PASSWORD") == {"io", "guardian"}
+
+
+def readers(file: str) -> set[str]:
+    """The services that read a file of settings, each of which may be missing."""
+    found = {name: service["env_file"] for name, service in SERVICES.items() if "env_file" in service}
+    assert all(not one["required"] for files in found.values() for one in files)
+    return {name for name, files in found.items() if file in [one["path"] for one in files]}
+
+
+def test_what_the_web_and_the_robots_ask_for_is_read_by_them_alone() -> None:
+    assert readers("web.env") == {"web", "streams"}
+    assert readers("robots.env") == {"io", "guardian"}
+    assert readers("settings.env") == set(OURS)
+
+
+def test_no_setting_of_a_file_is_replaced_by_an_empty_text() -> None:
+    for name in OURS:
+        assert all(environment(name).values()), name
+
+
+def test_a_process_knows_how_much_its_command_line_lets_it_do_at_once() -> None:
+    for role in ("io", "system", "cpu"):
+        variable = f"ORCHESTRATOR_{role.upper()}_CONCURRENCY"
+        chosen = {**SECRETS, variable: "7"}
+        assert "--concurrency 7 " in interpolated(SERVICES[role]["command"], chosen)
+        assert interpolated(SERVICES[role]["environment"][variable], chosen) == "7"
+        assert int(environment(role)[variable]) == getattr(settings(), f"{role}_concurrency")
+
+
+def test_the_certificates_for_robots_reach_those_who_speak_to_them_and_cannot_be_changed() -> None:
+    mounted = {name for name in OURS if "./mqtt:/etc/orchestrator/mqtt:ro" in SERVICES[name].get("volumes", [])}
+    assert mounted == {"io", "guardian"}
+
+
+def test_what_an_operator_writes_beside_the_file_is_neither_committed_nor_copied() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", "settings.env", "web.env", "robots.env", "mqtt/"} <= set(ignored)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -166,10 +205,27 @@ def test_who_is_believed_sits_in_the_proxy_s_own_network() -> None:
     assert edge["subnet"] == SERVICES["web"]["environment"]["ORCHESTRATOR_TRUSTED_PROXIES"]
 
 
-def test_valkey_keeps_what_it_is_given() -> None:
-    words = SERVICES["valkey"]["command"]
-    for option in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction", "--requirepass"):
-        assert option in words
+def test_valkey_keeps_what_it_is_given_and_tells_nobody_its_password(tmp_path: Path) -> None:
+    shell, flag, script = SERVICES["valkey"]["command"]
+    for option in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
+        assert option in script
+    here = script.replace("$$", "$").replace(
+        "exec valkey-server", f"exec {binaries.valkey_binary()} --port {free_port()}"
+    )
+    known = {**os.environ, "VALKEY_PASSWORD": SECRETS["VALKEY_PASSWORD"]}
+    with subprocess.Popen([shell, flag, here], cwd=tmp_path, env=known, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any("Ready to accept connections" in line for line in server.stdout)
+            port = here.partition("--port ")[2].split()[0]
+            assert SECRETS["VALKEY_PASSWORD"] not in Path(f"/proc/{server.pid}/cmdline").read_text()
+            with redis.Redis(port=int(port)) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+            with redis.Redis(port=int(port), password=SECRETS["VALKEY_PASSWORD"]) as friend:
+                assert friend.ping()
+                assert friend.config_get("appendonly") == {"appendonly": "yes"}
+        finally:
+            server.kill()
 
 
 def test_streams_go_to_processes_of_their_own_and_are_not_held_back() -> None:
