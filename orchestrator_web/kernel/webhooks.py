@@ -91,7 +91,7 @@ def position(wanted: dict[str, Any], question: dict[str, Any]) -> tuple[datetime
 @blueprint.response(201, schemas.NewWebhook)
 @blueprint.alt_response(409, success=False)
 @requires("write")
-@creating
+@creating(together=True)
 def create_webhook(connection: Any, draft: dict[str, Any]) -> Response:
     """Subscribe to events from now on. The secret that signs them is shown in this answer alone."""
     row, secret = webhooks.create_webhook(connection, draft, g.caller)

@@ -247,10 +247,13 @@ def test_nobody_at_home_is_tried_again(receiver: Receiver) -> None:
     assert delivery()["error_code"] == "receiver_unreachable"
 
 
-def test_410_disables_the_subscription_at_once(receiver: Receiver) -> None:
+def test_410_disables_at_once_and_what_that_strands_counts_as_no_failure(receiver: Receiver) -> None:
     receiver.act = status(410)
     webhook_id = owed_to(receiver)
-    assert deliver_all() == ["failed"]
+    create_ticket()
+    feed()
+    assert deliver_all() == ["failed"] * 2
+    assert webhook(webhook_id)["failures"] == 1
     assert (webhook(webhook_id)["state"], webhook(webhook_id)["disabled_reason"]) == ("disabled", "receiver_gone")
 
 
@@ -279,7 +282,8 @@ def test_failures_in_a_row_disable_and_an_event_tells_all_but_itself(
         feed()
         deliver_all()
         told = [request.event for request in other.requests if request.event["type"] == "webhook_disabled"]
-        assert [event["data"]["webhook_id"] for event in told] == [webhook_id]
+        (said,) = [event["data"]["data"] for event in told]
+        assert said == {"webhook_id": webhook_id, "failures": 3, "reason": "too_many_failures"}
         assert len(receiver.requests) == heard
     assert "webhook disabled" in [record.message for record in caplog.records]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -319,6 +320,13 @@ def test_a_tenant_has_a_bounded_number_of_subscriptions(api: Api, monkeypatch: p
     assert assert_problem(api.post("/webhooks", json=GOOD), 409)["code"] == "too_many_webhooks"
     api.call("DELETE", f"/webhooks/{first['id']}")
     subscribed(api)
+
+
+def test_a_crowd_gets_no_more_subscriptions_than_a_tenant_may_have(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.kernel.webhooks.subscriptions.MOST_IN_TENANT", 3)
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(lambda _: api.post("/webhooks", json=GOOD).status_code, range(36)))
+    assert sorted(said) == [201] * 3 + [409] * 33
 
 
 def test_the_list_of_subscriptions_is_paged(api: Api) -> None:

@@ -14,6 +14,7 @@ from models.kernel.webhooks.tables import (
     DELIVERED,
     DELIVERING,
     DELIVERY,
+    ENABLED,
     ENDED,
     FAILED,
     PENDING,
@@ -69,9 +70,10 @@ def ended(_delivery: Any, given: Any) -> dict[str, Any]:
 
 
 def counted(moved: Any) -> list[Any]:
-    """How many deliveries to this receiver have failed in a row, kept with the subscription."""
+    """How many deliveries to this receiver have failed in a row; what a disabling strands is no failure of its."""
     failed = moved.c.state == FAILED
-    mine = and_(webhooks.c.id == moved.c.webhook_id, or_(failed, webhooks.c.failures > 0))
+    counts = and_(webhooks.c.state == ENABLED, or_(failed, webhooks.c.failures > 0))
+    mine = and_(webhooks.c.id == moved.c.webhook_id, counts)
     failures = case((failed, webhooks.c.failures + 1), else_=0)
     return [update(webhooks).where(mine).values(failures=failures).returning(webhooks.c.id)]
 

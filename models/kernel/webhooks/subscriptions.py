@@ -65,7 +65,11 @@ DISABLE = Transition(
     targets=frozenset({DISABLED}),
     given={"disabled_reason": Text},
     set=lambda _w, given: {"disabled_reason": given.disabled_reason},
-    told=told("webhook_disabled"),
+    told=Told(
+        topic=lambda _w: literal("webhook_disabled"),
+        reason=lambda w: w.disabled_reason,
+        body=lambda w: {"webhook_id": w.id, "failures": w.failures, "reason": w.disabled_reason},
+    ),
 )
 ENABLE = Transition(
     subject=SUBJECT,
@@ -84,11 +88,16 @@ DELETE = Transition(
 )
 
 
+_ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('webhooks of a tenant'), hashtext(:tenant))")
+
+
 def create_webhook(connection: Connection, draft: Row, caller: Caller) -> tuple[Row, str]:
     """Subscribe from now on; answers the subscription and its secret, which is never answered again.
 
-    `draft` holds url (checked by the caller), topics and description. Raises Conflict at MOST_IN_TENANT.
+    `draft` holds url (checked by the caller), topics and description. Raises Conflict at MOST_IN_TENANT, which
+    holds in a crowd as well if `connection` is a transaction's: a tenant's are made one after the other.
     """
+    connection.execute(_ONE_AT_A_TIME, {"tenant": caller.tenant})
     mine = and_(webhooks.c.tenant == caller.tenant, webhooks.c.state != DELETED)
     if (connection.scalar(select(func.count()).select_from(webhooks).where(mine)) or 0) >= MOST_IN_TENANT:
         raise Conflict(f"There are {MOST_IN_TENANT} webhooks already: delete one first", code="too_many_webhooks")
