@@ -10,6 +10,8 @@ The name `+` plays every robot at once. What a robot owes, and this one does:
   after `not_after`; a message that the broker delivers twice it drops without an answer;
 * a stop it obeys at once, and afterwards nothing that was ordered before it. A stop that is not
   `unconditional` leaves alone what moves under a newer fence;
+* when it loses the broker it stops, for no stop could reach it any more, and it notices a dead
+  connection within seconds;
 * it connects with a clean start and no session, so that nothing old waits for it at the broker.
 
 The highest fence is kept in memory: a robot that restarts stands still, and only `not_after`
@@ -37,6 +39,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 FASTEST = 3.0  # m/s
+KEEPALIVE = 5  # seconds; a dead connection is noticed within about two of these
 REMEMBERED = 1000  # messages, to know one that comes twice
 READINGS = {"yaw": 0.0, "pitch": 0.0, "roll": 0.0}, {"front": 2.0, "rear": 2.0, "left": 1.0, "right": 1.0}
 
@@ -112,6 +115,12 @@ class Robot:
         if self.motion and (unconditional or self.motion.fence <= fence):
             self.rest("stopped", reason=reason)
 
+    def cut_off(self) -> None:
+        """Nobody can stop this robot any more: it stops by itself."""
+        with self.lock:
+            if self.motion:
+                self.rest("stopped", reason="connection lost")
+
     def rest(self, status: str, **why: str) -> None:
         motion, self.motion = self.motion, None
         assert motion is not None
@@ -129,9 +138,8 @@ class Radio:
         self.robots: dict[str, Robot] = {}
         self.ready = threading.Event()
         self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-        self.client.on_connect = lambda client, *_: client.subscribe(self.topic, qos=1)
-        self.client.on_subscribe = lambda *_: self.ready.set()
-        self.client.on_message = self.receive
+        self.client.on_connect, self.client.on_subscribe = self.connected, self.subscribed
+        self.client.on_disconnect, self.client.on_message = self.disconnected, self.receive
 
     def connect(self, url: str, ca_file: str = "", password: str = "") -> None:
         parts = urlsplit(url)
@@ -140,7 +148,25 @@ class Radio:
         if parts.scheme == "mqtts":
             self.client.tls_set(ca_file or None)
         port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self.client.connect(parts.hostname or "127.0.0.1", port, clean_start=True)
+        self.client.connect(parts.hostname or "127.0.0.1", port, KEEPALIVE, clean_start=True)
+
+    def connected(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            log.error("the broker refuses the connection: %s; trying again", reason)
+            return
+        client.subscribe(self.topic, qos=1)
+
+    def subscribed(self, _client: Client, _data: Any, _mid: int, reasons: list[Any], _properties: Any) -> None:
+        if any(reason.is_failure for reason in reasons):
+            log.error("the broker refuses %s: %s", self.topic, reasons[0])
+            return
+        log.info("listening on %s", self.topic)
+        self.ready.set()
+
+    def disconnected(self, _client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        log.warning("the connection to the broker is gone: %s", reason)
+        for robot in list(self.robots.values()):
+            robot.cut_off()
 
     def robot(self, target: str) -> Robot:
         return self.robots.setdefault(target, Robot(self.time_scale))
@@ -183,8 +209,10 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     radio = Radio(chosen.name, chosen.prefix, chosen.time_scale)
-    radio.connect(chosen.url, chosen.ca_file, os.environ.get("MQTT_PASSWORD", ""))
-    log.info("listening on %s", radio.topic)
+    try:
+        radio.connect(chosen.url, chosen.ca_file, os.environ.get("MQTT_PASSWORD", ""))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"mqtt_robot: {urlsplit(chosen.url).hostname} cannot be reached: {error}") from None
     try:
         radio.client.loop_forever()
     except KeyboardInterrupt:

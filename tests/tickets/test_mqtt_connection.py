@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from examples.mqtt_robot import Radio
 from models.kernel.clock import monotonic
 from models.kernel.errors import InvalidSettings
 from models.kernel.settings import load
@@ -67,6 +68,20 @@ class TestWhoMayConnect:
         assert caught.value.code == "mqtt_unavailable"
         assert "CONNECT" in caplog.text
         assert PASSWORD not in caplog.text
+
+    def test_the_example_robot_says_that_it_is_refused_and_never_that_it_listens(
+        self, broker: Mosquitto, prefix: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        radio = Radio("rover", prefix)
+        radio.connect(f"mqtt://{USER}@127.0.0.1:{broker.guarded}", password="wrong")
+        radio.client.loop_start()
+        try:
+            eventually(lambda: "refuses the connection: Not authorized" in caplog.text, what="the refusal is said")
+        finally:
+            radio.client.disconnect()
+            radio.client.loop_stop()
+        assert "listening" not in caplog.text
 
     @pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket")  # paho drops a failed one unclosed
     def test_tls_is_spoken_with_a_broker_whose_certificate_is_known(
@@ -131,6 +146,7 @@ class TestTheBrokerAway:
     def test_a_drive_whose_broker_stays_away_is_unknown(self, broker: Mosquitto, prefix: str, fleet: Fleet) -> None:
         with driver_on(broker, prefix, 1) as driver, under_way(driver, fleet) as (result, _):
             broker.stop()
+            eventually(lambda: fleet.robot("rover").motion is None, what="the robot stops by itself")
             error = result.exception(30)
         assert isinstance(error, OutcomeUnknown)
         assert "the stop was not delivered: MQTT broker unavailable" in error.message

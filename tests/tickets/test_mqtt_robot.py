@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 
 from examples.mqtt_robot import Robot
 from models.kernel.clock import utcnow
+from orchestrator_cli.migrate import ROOT
+from tests.cli.service import free_port
 from tests.service.waiting import eventually
 
 LONG = {"speed": 1.0, "duration_seconds": 3600}
@@ -85,6 +89,30 @@ def test_an_older_stop_spares_a_newer_motion_unless_it_is_unconditional(orders: 
     assert orders.moves()
     orders.give("brake", 4, unconditional=True)
     assert not orders.moves()
+
+
+def test_a_robot_that_loses_its_broker_stops_and_refuses_the_same_drive_afterwards(orders: Orders) -> None:
+    said = orders.give("drive", 1)
+    orders.robot.cut_off()
+    assert said == ["accepted", "stopped"]
+    assert not orders.moves()
+    assert orders.give("drive", 1) == ["refused"]
+    orders.robot.cut_off()
+
+
+def test_without_a_broker_the_example_ends_with_one_plain_line() -> None:
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "examples/mqtt_robot.py", "rover", url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("mqtt_robot: 127.0.0.1 cannot be reached:")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
