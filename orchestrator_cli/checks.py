@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from models.kernel.hints import redis_url
 from models.kernel.settings import Settings
 from orchestrator_cli.errors import CannotStart
+from orchestrator_tasks.tickets.drivers.mqtt_broker import broker_of
 
 OLDEST_POSTGRES = 15
 OLDEST_REDIS = 7
@@ -30,6 +31,12 @@ def ports(chosen: Settings) -> None:
                 f"port {port} on {chosen.host} cannot be used: {error.strerror or error}",
                 next_step=f"free it or set {name} to another port",
             ) from None
+
+
+def robots(chosen: Settings) -> None:
+    """What the mqtt driver needs to speak TLS can be read. Raises InvalidSettings."""
+    if chosen.driver == "mqtt":
+        broker_of(chosen)
 
 
 def database(url: str) -> str:

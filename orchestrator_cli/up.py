@@ -98,6 +98,7 @@ def bring_up(run: Run, environ: Mapping[str, str]) -> None:
     with step("Checks") as current:
         leftovers.clear(run.home.members, patience=12)
         checks.ports(run.chosen)
+        checks.robots(run.chosen)
         current.note(f"ports {run.chosen.port} and {run.chosen.flower_port} are free")
     servers = prepare_servers(run)
     environment = environment_for(run, environ)

@@ -188,7 +188,7 @@ def get_schedule(connection: Connection, name: str) -> dict[str, Any]:
     if NAME.fullmatch(name):
         row = connection.execute(shown().where(schedules.c.name == name)).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"There is no schedule '{name[:64]}'".replace("\x00", ""), code="schedule_not_found")
+        raise NotFound(f"There is no schedule '{name[:64]}'".replace("\x00", "\ufffd"), code="schedule_not_found")
     return dict(row)
 
 

@@ -51,6 +51,12 @@ def test_several_wrong_settings_are_said_together(tmp_path: Path) -> None:
     assert_said_plainly(refused(tmp_path / "home", PORT="x", FLOWER_PORT="99999"), "PORT='x'", "FLOWER_PORT='99999'")
 
 
+def test_a_certificate_for_robots_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    facts = {"ORCHESTRATOR_DRIVER": "mqtt", "ORCHESTRATOR_MQTT_URL": "mqtts://127.0.0.1"}
+    done = refused(tmp_path / "home", **facts, ORCHESTRATOR_MQTT_CA_FILE="/nonexistent")
+    assert_said_plainly(done, "ORCHESTRATOR_MQTT_CA_FILE", "cannot be used")
+
+
 def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a directory")

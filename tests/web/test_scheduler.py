@@ -92,6 +92,10 @@ def test_an_unknown_schedule_is_not_found(api: Api, name: str) -> None:
         assert_problem(api.post(f"{JOBS}/{name}/{act}"), 404)
 
 
+def test_a_name_with_a_nul_is_not_told_as_one_that_nobody_asked_for(api: Api) -> None:
+    assert assert_problem(api.get(f"{JOBS}/a%00b"), 404)["detail"] == "There is no schedule 'a\ufffdb'"
+
+
 def test_looking_needs_read_and_changing_needs_admin(app: Flask, reader: Api, anonymous: Api) -> None:
     writer = Api(app, key_with("read", "write", name="writer"))
     for act in ("pause", "resume", "run"):
