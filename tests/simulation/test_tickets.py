@@ -23,7 +23,7 @@ from models.tickets.operations import Attempt, Outcome
 from models.tickets.states import TERMINAL
 from tests.chaos.check_kernel import check_leases, check_ledgers
 from tests.chaos.conftest import Stage, stage  # noqa: F401 - a fixture
-from tests.tasks.owed import rows
+from tests.tasks.owed import change, rows
 
 ROBOTS = ("r1", "r2")
 SOME = settings(
@@ -102,7 +102,8 @@ class Life(RuleBasedStateMachine):
         if not jobs:
             return
         others = [t for t in self.known if t.live and t.command == "drive" and t.target == ticket.target]
-        is_busy = ticket.command == "drive" and bool(others) and ticket.state == "queued"
+        owed = ticket.command == "drive" and self.owed(ticket.target)
+        is_busy = ticket.command == "drive" and bool(others) and ticket.state == "queued" and not owed
         try:
             with statement() as connection:
                 attempt = operations.take_ticket(connection, jobs[0]["id"], "worker:test")
@@ -110,7 +111,7 @@ class Life(RuleBasedStateMachine):
             assert is_busy
         else:
             assert not is_busy
-            assert (attempt is not None) == (ticket.state == "queued")
+            assert (attempt is not None) == (ticket.state == "queued" and not owed)
             if attempt is not None:
                 assert all(attempt.fence > other.fence for t in self.known for other in t.attempts)
                 ticket.state, ticket.live = "executing", attempt
@@ -195,12 +196,27 @@ class Life(RuleBasedStateMachine):
 
     @rule(robot=st.sampled_from(ROBOTS))
     def release(self, robot: str) -> None:
+        """Refused while the robot has not taken its stop."""
         target = self.robot(robot)
-        with statement() as connection:
-            released, _ = estop.release_estop(connection, target, "test", self.caller)
+        owed = target in self.stopped and self.owed(target)
+        try:
+            with statement() as connection:
+                released, _ = estop.release_estop(connection, target, "test", self.caller)
+        except Conflict:
+            assert owed
+            return
+        assert not owed
         assert released == (target in self.stopped)
         self.stopped.discard(target)
         self.compare()
+
+    @rule(robot=st.sampled_from(ROBOTS))
+    def take_stop(self, robot: str) -> None:
+        """The guardian delivers what the robot is owed."""
+        change("UPDATE stop_orders SET done_at = clock_timestamp() WHERE target = :t", t=self.robot(robot))
+
+    def owed(self, target: str) -> bool:
+        return bool(rows("SELECT FROM stop_orders WHERE done_at IS NULL AND target = :t", t=target))
 
     def jobs(self, ticket: Ticket) -> list[dict[str, Any]]:
         return rows("SELECT id FROM jobs WHERE subject_id = :id", id=ticket.id)
@@ -223,7 +239,7 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         for target in list(self.stopped):
             with statement() as connection:
-                estop.release_estop(connection, target, "over", self.caller)
+                estop.release_estop(connection, target, "over", self.caller, force=True)
 
 
 def test_any_order_of_acts_keeps_rows_jobs_and_fences_together(stage: Stage) -> None:  # noqa: F811

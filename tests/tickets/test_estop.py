@@ -42,9 +42,9 @@ def engage(writer: Caller) -> Any:
 
 @pytest.fixture
 def release(writer: Caller) -> Any:
-    def act(scope: str = "all") -> tuple[bool, estop.Swept]:
+    def act(scope: str = "all", *, force: bool = False) -> tuple[bool, estop.Swept]:
         with statement() as connection:
-            return estop.release_estop(connection, scope, "all clear", writer)
+            return estop.release_estop(connection, scope, "all clear", writer, force=force)
 
     return act
 
@@ -271,10 +271,13 @@ class TestTheRobot:
         fence = owed("drive").take().fence
         engage()
         sweep()
-        release()
+        with pytest.raises(Conflict, match="may still move: rover"):
+            release()
+        release(force=True)
         with pytest.raises(robots.StaleFence, match="owed a stop"):
             begin(fence)
         assert all_motions() == []
+        change("UPDATE stop_orders SET done_at = clock_timestamp()")
         newer = owed("drive").take().fence
         assert begin(newer).remaining > 0
 
