@@ -17,6 +17,7 @@ from models.kernel.processes import Presence
 from models.kernel.settings import settings
 from orchestrator_web.app import create_app
 from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope, Send, plain_problem
+from orchestrator_web.connections import PEER, remembering_peer
 from orchestrator_web.headers import Guarded
 from orchestrator_web.idempotency import REPLAYED
 from orchestrator_web.outcomes import HEADER, LET_GO, Outcomes
@@ -85,7 +86,7 @@ class Application:
                 if awaited is not None:
                     answer = await self.wait(answer, awaited, receive)
                 if answer.handover is not None and self.streams is not None:
-                    await self.streams.serve(answer.handover, transport(answer.headers, events, send))
+                    await self.streams.serve(answer.handover, transport(answer.headers, events, send, scope.get(PEER)))
                     return
                 if scope["type"] == "websocket" and answer.status < FAILURES:
                     answer = plain_problem(scope, 404, "not_found", "There is no WebSocket here")
@@ -141,7 +142,8 @@ async def disconnection(receive: Receive) -> None:
 def create_asgi() -> Any:
     """The whole: trusted proxies say who calls, every answer carries its headers."""
     chosen = settings()
-    return wrap_asgi_with_proxy_headers(Guarded(Application(), chosen), sorted(chosen.trusted_proxies))
+    proxied = wrap_asgi_with_proxy_headers(Guarded(Application(), chosen), sorted(chosen.trusted_proxies))
+    return remembering_peer(proxied)
 
 
 logs.configure("web")

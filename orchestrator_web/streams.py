@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from models.kernel import clock
 from models.kernel.errors import Forbidden, OrchestratorError, TooMany, Unauthenticated, Unavailable
 from models.kernel.feed import Selection
 from models.kernel.settings import settings
+from orchestrator_web.connections import Peer, count_received, drop_connection
 from orchestrator_web.cursors import write_event_cursor
 from orchestrator_web.feed import LONGEST_BACKOFF, Event, Feed, Row
 from orchestrator_web.problems import members_of, status_of
@@ -28,9 +28,13 @@ from orchestrator_web.transports import RETRY_MS, SEND_SECONDS, Transport
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
-LAST_WORD_SECONDS = 1.0
+LAST_WORD_SECONDS = 20.0
 RECHECK_SECONDS = 1.0
 """With the three seconds for which a proof is remembered, a revocation ends a stream within five."""
+
+MOST_RECEIVED = 65_536
+MOST_RECEIVED_A_SECOND = 256
+"""What a client may send on a WebSocket whose messages nobody reads: its pings, and a little more."""
 
 BATCH = 100
 NEAR = 200
@@ -65,6 +69,9 @@ class Stream:
         self.bell = asyncio.Event()
         self.problem: dict[str, Any] | None = None
         self.left = False
+        self.began = clock.monotonic()
+        self.collecting: Peer | None = None
+        """The client, when what it sends is collected in memory."""
 
     @property
     def goes_on(self) -> bool:
@@ -125,6 +132,7 @@ class Streams:
         """
         self.check_room(opening.client)
         stream = Stream(opening, self.buffer)
+        stream.collecting = transport.peer if transport.collects else None
         self.open.add(stream)
         leaving = asyncio.create_task(notice_departure(stream, transport))
         self.keep_watch()
@@ -149,23 +157,31 @@ class Streams:
             raise TooMany(text, code="too_many_streams_of_client", retry_after=5.0)
 
     async def tell(self, stream: Stream, transport: Transport) -> None:
-        began, ending, patience = clock.monotonic(), "client_left", SEND_SECONDS
+        ending = "client_left"
         try:
             await transport.open(stream.cursor(stream.after))
             await self.tell_past(stream, transport)
             await self.tell_present(stream, transport)
         except TimeoutError:
-            patience = LAST_WORD_SECONDS
             stream.cut(408, "reader_too_slow", f"No data was taken for {SEND_SECONDS:g} s; resume from the last event")
         except OrchestratorError as error:
             stream.cut(status_of(error), error.code, error.message)
         if not stream.left and stream.problem is not None:
             ending = stream.problem["code"]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await transport.end(stream.problem)
-        facts = {"correlation_id": stream.opening.correlation_id, "seconds": round(clock.monotonic() - began, 3)}
+            await self.say_last_word(stream.problem, transport)
+        facts = {"correlation_id": stream.opening.correlation_id, "seconds": round(clock.monotonic() - stream.began, 3)}
         log.info("a stream ended", extra={"code": ending, "path": stream.opening.path, **facts})
+
+    async def say_last_word(self, problem: dict[str, Any], transport: Transport) -> None:
+        """Give the client time to hear why; who does not take it is dropped, lest its stream seem to end well."""
+        floods = problem["code"] == "too_much_received"
+        try:
+            async with asyncio.timeout(SEND_SECONDS / 10 if floods else LAST_WORD_SECONDS):
+                await transport.end(problem)
+        except (TimeoutError, RuntimeError):  # the latter is the server's, of a WebSocket that has just gone
+            floods = True
+        if floods and transport.peer is not None:
+            await self.feed.ask(drop_connection, transport.peer)
 
     async def tell_past(self, stream: Stream, transport: Transport) -> None:
         """What lies between the cursor and the present. Afterwards the stream listens, and nothing fell between.
@@ -214,6 +230,15 @@ class Streams:
             for credential, error in (await self.feed.ask(refusals, checks)).items():
                 for stream in [one for one in self.open if one.opening.credential == credential]:
                     stream.cut(status_of(error), error.code, error.message)
+            await self.stop_floods()
+
+    async def stop_floods(self) -> None:
+        """End the WebSockets whose clients have sent more than there is to say."""
+        peers = {stream.collecting: stream for stream in self.open if stream.collecting is not None}
+        received = await self.feed.ask(count_received, set(peers)) if peers else {}
+        for peer, count in received.items():
+            if count > MOST_RECEIVED + MOST_RECEIVED_A_SECOND * (clock.monotonic() - peers[peer].began):
+                peers[peer].cut(413, "too_much_received", "A client of this WebSocket has nothing to send")
 
     def end_all(self) -> None:
         """The process stops: every stream ends now, and its client comes back to another."""

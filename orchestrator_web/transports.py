@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 from orchestrator_web.bridge import Receive, Send
+from orchestrator_web.connections import Peer
 from orchestrator_web.feed import Event
 from orchestrator_web.json import dumps
 
@@ -26,6 +27,10 @@ Headers = list[tuple[str, str]]
 class Transport(Protocol):
     """One client's end of a stream."""
 
+    peer: Peer | None
+    collects: bool
+    """Whether the server collects in memory what the client sends."""
+
     async def open(self, cursor: str) -> None:
         """Tell the client that the stream is open, and the cursor of its beginning."""
 
@@ -34,7 +39,8 @@ class Transport(Protocol):
     async def beat(self, cursor: str) -> None:
         """A sign of life, with the cursor up to which everything was told."""
 
-    async def end(self, problem: dict[str, Any]) -> None: ...
+    async def end(self, problem: dict[str, Any]) -> None:
+        """Send the last word; the caller says how long it may take."""
 
     async def departure(self) -> None:
         """Return when the client is gone."""
@@ -44,9 +50,10 @@ class Sender:
     """What both transports share: a bounded send, and listening for the end."""
 
     gone = ""
+    collects = False
 
-    def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
-        self.headers, self.receive, self.slow_send = headers, receive, send
+    def __init__(self, headers: Headers, receive: Receive, send: Send, peer: Peer | None = None) -> None:
+        self.headers, self.receive, self.slow_send, self.peer = headers, receive, send, peer
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         async with asyncio.timeout(SEND_SECONDS):
@@ -67,8 +74,8 @@ class ServerSent(Sender):
         await self.send({"type": "http.response.start", "status": 200, "headers": kept})
         await self.write(f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode())
 
-    async def write(self, block: bytes, *, last: bool = False) -> None:
-        await self.send({"type": "http.response.body", "body": block, "more_body": not last})
+    async def write(self, block: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": block, "more_body": True})
 
     async def tell(self, events: list[Event]) -> None:
         await self.write(b"".join(event.sse for event in events))
@@ -77,13 +84,15 @@ class ServerSent(Sender):
         await self.write(f": heartbeat\nid: {cursor}\n\n".encode())
 
     async def end(self, problem: dict[str, Any]) -> None:
-        await self.write(b"event: problem\ndata: " + dumps(problem) + b"\n\n", last=True)
+        block = b"event: problem\ndata: " + dumps(problem) + b"\n\n"
+        await self.slow_send({"type": "http.response.body", "body": block, "more_body": False})
 
 
 class WebSocket(Sender):
     """WebSocket messages, each a JSON object with a `type`. What the client says is read and ignored."""
 
     gone = "websocket.disconnect"
+    collects = True
 
     async def open(self, cursor: str) -> None:
         named = [(k.lower().encode(), v.encode("latin-1")) for k, v in self.headers if k.lower() == "x-correlation-id"]
@@ -102,9 +111,11 @@ class WebSocket(Sender):
         await self.write({"type": "heartbeat", "id": cursor})
 
     async def end(self, problem: dict[str, Any]) -> None:
-        await self.write({"type": "problem", "problem": problem})
+        await self.slow_send(
+            {"type": "websocket.send", "text": dumps({"type": "problem", "problem": problem}).decode()}
+        )
         code = CLOSE_CODES + int(problem["status"])
-        await self.send({"type": "websocket.close", "code": code, "reason": problem["code"]})
+        await self.slow_send({"type": "websocket.close", "code": code, "reason": problem["code"]})
 
 
 class Refusing:

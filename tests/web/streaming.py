@@ -124,6 +124,7 @@ async def listening(
     client = client or kind()
     upgrade = [("connection", "upgrade"), ("upgrade", "websocket")] if isinstance(client, Messages) else []
     scope = server.scope("GET", (path or PATHS[type(client)]) + (query and f"?{query}"), b"", upgrade + (headers or []))
+    scope["orchestrator.peer"] = ("192.0.2.1", 50_000)
     if isinstance(client, Messages):
         scope |= {"type": "websocket", "scheme": "ws"}
         del scope["method"]

@@ -171,6 +171,18 @@ def test_a_websocket_that_reads_too_slowly_is_told_why_it_is_cut_off(port: int) 
     fast.close()
 
 
+def test_a_client_that_floods_a_websocket_is_dropped(port: int) -> None:
+    """The server collects a message until it is whole, and shows nothing of it before."""
+    quiet, flooding = socket_to(port, key := key_with("read")), socket_to(port, key)
+    with contextlib.closing(quiet.socket), contextlib.closing(flooding.socket):
+        flooding.socket.sendall(b"\x01\xff" + (2**21).to_bytes(8) + bytes(4) + b"x" * 2**20)  # half of a first fragment
+        with pytest.raises(ConnectionClosed):
+            list(iter(lambda: flooding.recv(timeout=10), None))
+        assert json.loads(quiet.recv(timeout=10))["type"] == "opened"
+        happen(1)
+        assert json.loads(quiet.recv(timeout=10))["ticket_id"] == "big"
+
+
 def test_a_refused_handshake_shows_the_problem_to_its_client(port: int) -> None:
     with pytest.raises(InvalidStatus) as refused:
         socket_to(port, "orc_000000000000_" + "x" * 32)

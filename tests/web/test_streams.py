@@ -18,6 +18,7 @@ from tests.web.server import Server, run, until
 from tests.web.service import DONE, DRIVE, Api, finished, key_with, rows
 from tests.web.streaming import Blocks, Client, Messages, ended, listening, opened, scan
 
+PEER = ("192.0.2.1", 50_000)
 BOTH = pytest.mark.parametrize("kind", [Blocks, Messages])
 LIFE = ["ticket_created", "ticket_queued", "execution_started", "execution_completed"]
 MEMBERS = ["id", "seq", "type", "ticket_id", "command", "target", "revision", "from", "to", "at"]
@@ -291,6 +292,8 @@ def test_a_reader_that_takes_no_data_at_all_is_cut_off(
 ) -> None:
     monkeypatch.setattr(transports, "SEND_SECONDS", 0.05)
     monkeypatch.setattr(streams, "LAST_WORD_SECONDS", 0.05)
+    dropped: list[Any] = []
+    monkeypatch.setattr(streams, "drop_connection", dropped.append)
 
     async def scenario() -> None:
         async with server.running(), listening(server) as client:
@@ -299,6 +302,7 @@ def test_a_reader_that_takes_no_data_at_all_is_cut_off(
             scan(api)
             await until(lambda: not server.application.streams.open)
             assert client.events() == []
+            assert dropped == [PEER], "a body that ends as if it were whole would be a lie"
 
     run(scenario)
 
