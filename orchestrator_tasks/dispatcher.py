@@ -76,6 +76,8 @@ class Dispatcher:
                 again = backlog.send_again(connection, queue, slots, chosen.redispatch_seconds)
                 if again:
                     log.warning("messages were lost and are sent again", extra={"queue": queue, "jobs": again})
+            elif slots > 0:
+                backlog.send_passed_over(connection, queue, slots, chosen.aging_seconds)
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
         publisher.publish(ready)
 

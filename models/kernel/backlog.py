@@ -1,7 +1,8 @@
 """The backlog as the dispatcher works it: which jobs go to a Celery queue next.
 
 Order: priority, then fair share between tenants, then age; one slot in AGING_SHARE goes
-to the oldest job that has waited beyond the aging bound, so that nothing starves.
+to the oldest job that has waited beyond the aging bound, so that nothing starves. Its message
+goes out as a critical one: behind a queue of urgent messages no worker would ever come to it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ _PICK = text(
     ), sent AS (
         UPDATE jobs SET dispatched_at = clock_timestamp(), dispatches = dispatches + 1
           FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, task, subject_id, queue, jobs.priority, correlation_id, free.turn, free.run_at
+        RETURNING jobs.id, task, subject_id, queue, correlation_id, free.turn, free.run_at,
+                  CASE WHEN jobs.id IN (SELECT id FROM aged) THEN 0 ELSE jobs.priority END AS priority
     )
     SELECT id, task, subject_id, queue, priority, correlation_id FROM sent ORDER BY priority, turn, run_at, id
     """
@@ -84,6 +86,21 @@ _SEND_AGAIN = text(
          ORDER BY dispatched_at LIMIT :slots FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET dispatched_at = NULL FROM silent WHERE jobs.id = silent.id
+    """
+)
+
+# Somebody whose message was sent later is at work: whoever waits for longer than the aging bound is passed over.
+_SEND_PASSED_OVER = text(
+    """
+    WITH passed AS (
+        SELECT id FROM jobs
+         WHERE queue = :queue AND fence IS NULL AND dispatches <= :doublings
+           AND dispatched_at < clock_timestamp() - make_interval(secs => :aging)
+           AND EXISTS (SELECT FROM jobs AS other WHERE other.fence IS NOT NULL AND other.queue = :queue
+                          AND other.priority < jobs.priority AND other.dispatched_at > jobs.dispatched_at)
+         ORDER BY dispatched_at LIMIT :slots FOR UPDATE OF jobs SKIP LOCKED
+    )
+    UPDATE jobs SET dispatched_at = NULL FROM passed WHERE jobs.id = passed.id
     """
 )
 
@@ -143,6 +160,12 @@ def send_again(connection: Connection, queue: str, slots: int, patience_seconds:
     """Make jobs ready again whose message nobody took; only called while their Celery queue is empty."""
     parameters = {"queue": queue, "slots": slots, "patience": patience_seconds, "doublings": DOUBLINGS}
     return connection.execute(_SEND_AGAIN, parameters).rowcount
+
+
+def send_passed_over(connection: Connection, queue: str, slots: int, aging_seconds: float) -> int:
+    """Make jobs ready again that urgent ones keep passing over in the Celery queue; the next pick sends them first."""
+    parameters = {"queue": queue, "slots": max(1, slots // AGING_SHARE), "aging": aging_seconds, "doublings": DOUBLINGS}
+    return connection.execute(_SEND_PASSED_OVER, parameters).rowcount
 
 
 def park_job(connection: Connection, job_id: int) -> None:

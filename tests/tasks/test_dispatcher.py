@@ -244,3 +244,37 @@ def test_a_dispatcher_outlives_a_database_that_goes_away(
     away.clear()
     dispatcher.attempt(dispatcher.refill_all)
     assert sum(lengths(valkey)) == 1
+
+
+def grow_older(seconds: float) -> None:
+    change("UPDATE jobs SET run_at = run_at - make_interval(secs => :s) WHERE fence IS NULL", s=seconds)
+    change("UPDATE jobs SET dispatched_at = dispatched_at - make_interval(secs => :s) WHERE fence IS NULL", s=seconds)
+
+
+def test_what_has_waited_too_long_is_sent_before_urgent_messages(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    """Were it sent as what it is, no worker would come to it for as long as urgent messages come."""
+    set_to(dispatch_window=8, aging_seconds=60)
+    owed(priority="low")
+    grow_older(120)
+    for _ in range(3):
+        owed(priority="high")
+    dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [1, 3, 0, 0]
+
+
+def test_what_urgent_messages_pass_over_for_too_long_is_sent_anew_before_them_and_once(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_window=8, aging_seconds=60)
+    owed(priority="low")
+    dispatcher.refill(QUEUE)
+    grow_older(120)
+    urgent = [owed(priority="high") for _ in range(3)]
+    dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [0, 3, 0, 1], "nobody was read before it yet"
+    urgent[0].take()
+    for _ in range(3):
+        dispatcher.refill(QUEUE)
+    assert lengths(valkey) == [1, 3, 0, 1]
