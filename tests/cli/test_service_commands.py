@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator_cli.migrate import ROOT
 from tests.cli.service import command, free_port
-from tests.service.running import Running, drive
+from tests.service.running import FRESH, Running, drive
 from tests.service.waiting import eventually
 
 Done = subprocess.CompletedProcess[str]
@@ -226,7 +226,11 @@ def test_a_watch_resumes_after_the_web_was_killed_and_ends_well_on_ctrl_c(
     before = service.create(command="scan", target="watched")
     (told,) = lines_of(watching, 1)
     assert (told["ticket_id"], told["to"]) == (before, "pending")
+    killed = [row["pid"] for row in service.rows("SELECT pid FROM processes WHERE role = 'web'")]
     os.kill(service.pid_of("web"), signal.SIGKILL)
+    # The killed one's children may still answer for a moment: wait for another's.
+    another = f"SELECT FROM processes WHERE role = 'web' AND pid <> ALL(%s) AND {FRESH}"
+    eventually(lambda: service.rows(another, killed), within=30, what="another web process")
     eventually(service.is_ready, within=30, what="the web is back")
     made = [service.create(command="scan", target="watched") for _ in range(3)]
     assert [event["ticket_id"] for event in lines_of(watching, 3)] == made
