@@ -19,7 +19,13 @@ from models.kernel.ledger import note
 from models.tickets import events, transitions
 from models.tickets.queries import Row, count_latched_tickets, emergency_text, list_latched_tickets
 from models.tickets.states import EXECUTING, QUEUED
-from models.tickets.stops import count_taken_stops, count_untaken_stops, list_stopped, list_untaken_stops
+from models.tickets.stops import (
+    MOST_SHOWN,
+    count_taken_stops,
+    count_untaken_stops,
+    list_stopped,
+    list_untaken_stops,
+)
 from models.tickets.tables import EVERYTHING
 
 BATCH = 500
@@ -113,7 +119,8 @@ def get_delivery(connection: Connection, scope: str = EVERYTHING) -> Delivery:
     scoped = [row for row in latch.list_latches(connection) if target is None or row["scope"] in (EVERYTHING, target)]
     taken = count_taken_stops(connection, target, scoped[0]["engaged_at"]) if scoped else 0
     untaken = list_untaken_stops(connection, target)
-    return Delivery(count_untaken_stops(connection, target) if untaken else 0, taken, untaken)
+    owed = len(untaken)  # counted anew only where the list ends early: a stop taken meanwhile would belie the list
+    return Delivery(count_untaken_stops(connection, target) if owed == MOST_SHOWN else owed, taken, untaken)
 
 
 def refuse_moving(connection: Connection, scope: str) -> None:
