@@ -135,5 +135,6 @@ def mutant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.mark.usefixtures("mutant")
 def test_a_follower_without_a_part_of_the_rule_is_found_out() -> None:
+    patient = settings(MANY, max_examples=20_000, print_blob=False, derandomize=True)
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(Reading, settings=settings(MANY, max_examples=20_000, print_blob=False, derandomize=True))
+        run_state_machine_as_test(Reading, settings=patient)
