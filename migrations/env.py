@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine, text
 
+import models.engine.tables
 import models.kernel.bulk_moves
 import models.kernel.clients
 import models.kernel.dead_letters
@@ -28,7 +29,7 @@ MIGRATION_LOCK = 7_203_115
 
 def is_ours(_object: object, name: str | None, _kind: str, _reflected: bool, _compare_to: object) -> bool:
     """Partitions are made by the database, not declared in the metadata."""
-    return not (name and name.startswith(("ledger_0", "ledger_1")))
+    return not (name and name.startswith(("ledger_0", "ledger_1", "engine_inputs_0")))
 
 
 def run_migrations() -> None:

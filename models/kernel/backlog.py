@@ -120,7 +120,7 @@ _PUT_OFF = text(
 )
 
 # Lanes that have waiters and nobody ready or at work: woken here when a race let the settle pass them by.
-# What rests until it is tried again is not ready, and holds nobody up.
+# What rests until it is tried again is not ready, and holds nobody up, unless it keeps its turn.
 _WAKE = text(
     """
     WITH RECURSIVE lanes AS (
@@ -130,7 +130,8 @@ _WAKE = text(
           FROM lanes WHERE lanes.lane IS NOT NULL
     ), heads AS (
         SELECT head.id FROM lanes, LATERAL (
-            SELECT id, waits FROM jobs WHERE jobs.lane = lanes.lane AND (waits OR run_at <= clock_timestamp())
+            SELECT id, waits FROM jobs
+             WHERE jobs.lane = lanes.lane AND (waits OR keeps_turn OR run_at <= clock_timestamp())
              ORDER BY priority, id LIMIT 1) AS head
          WHERE lanes.lane IS NOT NULL AND head.waits
            AND NOT EXISTS (SELECT FROM jobs WHERE jobs.lane = lanes.lane AND fence IS NOT NULL)

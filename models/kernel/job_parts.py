@@ -103,10 +103,12 @@ def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
     if spec.lane is not None:
         lane = as_column(spec.lane, Text)
         others = jobs.alias("others")
-        due = others.c.run_at <= func.clock_timestamp()  # what rests until it is tried again holds nobody up
+        # what rests until it is tried again holds nobody up, unless it keeps its turn
+        due = or_(others.c.run_at <= func.clock_timestamp(), others.c.keeps_turn)
         ahead = select(others.c.id).where(others.c.lane == lane, others.c.priority <= priority, due).exists()
         turn = func.row_number().over(partition_by=lane, order_by=(priority, *order))
         values |= {"lane": lane, "waits": and_(lane.is_not(None), or_(turn > 1, ahead))}
+        values |= {"keeps_turn": and_(literal(spec.keeps_turn), lane.is_not(None))}
     source = select(*(value.label(name) for name, value in values.items())).order_by(*order)
     return insert(jobs).from_select(list(values), source).returning(jobs.c.id.label("job_id")).cte("job")
 

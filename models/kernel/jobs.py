@@ -56,6 +56,13 @@ jobs = Table(
     Column("tenant", Text, nullable=False, server_default="default"),
     Column("lane", Text, comment="what must run one at a time: a robot, a symbol"),
     Column("waits", Boolean, nullable=False, server_default=text("false"), comment="behind another of its lane"),
+    Column(
+        "keeps_turn",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="nobody of its lane overtakes it, not even while it rests until it is tried again",
+    ),
     Column("args", JSONB, nullable=False, server_default=text("'{}'")),
     Column("correlation_id", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
@@ -74,6 +81,7 @@ jobs = Table(
     CheckConstraint("timeout_seconds > 0", name="timeout"),
     CheckConstraint("(fence IS NULL) = (lease_until IS NULL)", name="lease_has_fence"),
     CheckConstraint("NOT waits OR (lane IS NOT NULL AND fence IS NULL)", name="waits_in_lane"),
+    CheckConstraint("NOT keeps_turn OR lane IS NOT NULL", name="keeps_turn_in_lane"),
     Index("jobs_lane_leased_ix", "lane", unique=True, postgresql_where=text("fence IS NOT NULL AND lane IS NOT NULL")),
     Index(
         "jobs_ready_ix",
@@ -99,6 +107,7 @@ class Spec:
     """What a transition that owes work asks for. Each field is a constant or a column expression.
 
     `turn` is the place among those that are owed by the same call; without it the subjects' ids decide.
+    `keeps_turn`: its lane is carried out strictly in order; while it rests until it is tried again, the others wait.
     """
 
     task: str
@@ -109,8 +118,9 @@ class Spec:
     tenant: Any = "default"
     args: Any = None
     expires_at: Any = None
-    max_attempts: int = 1
+    max_attempts: Any = 1
     turn: Any = None
+    keeps_turn: bool = False
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,11 @@ def note(
     correlation_id: str,
     reason: str | None = None,
     body: Mapping[str, Any] | None = None,
-) -> None:
-    """Record something that changed no state: a refusal, a start, late evidence."""
-    connection.execute(
-        insert(ledger).values(
+) -> int:
+    """Record something that changed no state: a refusal, a start, late evidence. Answers its seq."""
+    made = (
+        insert(ledger)
+        .values(
             subject_kind=subject[0],
             subject_id=subject[1],
             revision=0,
@@ -84,7 +85,9 @@ def note(
             reason=reason,
             body=dict(body or {}),
         )
+        .returning(ledger.c.seq)
     )
+    return int(connection.execute(made).scalar_one())
 
 
 def list_history(connection: Connection, kind: str, subject_id: str, limit: int = 100) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """Transition: the only way a state changes.
 
-A `Transition` is built once, at import, and compiled to one SQL statement. Each
-call moves 1..n subjects, appends their ledger rows, and makes, leases, returns or
-ends their jobs, in one round trip:
+A `Transition` is built once, at import, and compiled to one SQL statement. Each call moves 1..n subjects,
+appends their ledger rows, and makes, leases, returns or ends their jobs, in one round trip:
 
     given    the rows of this call, from one JSON document
     held     their jobs, locked in id order          (when the act starts from jobs)
@@ -11,10 +10,9 @@ ends their jobs, in one round trip:
     job      the change to their jobs
     told     their ledger rows
 
-Each part feeds only from the rows that the part before it yields, so that a failed
-guard moves nothing, and locks are always taken in the order job, subject, ledger.
-Subjects whose guard failed are simply absent from the answer: the caller reads
-their present state and says what is wrong. `Birth` is the transition from nothing.
+Each part feeds only from the rows that the part before it yields, so that a failed guard moves nothing, and
+locks are always taken in the order job, subject, ledger. Subjects whose guard failed are absent from the answer:
+the caller reads their present state and says what is wrong. `Birth` is the transition from nothing.
 """
 
 from __future__ import annotations
@@ -92,8 +90,7 @@ class Subject:
 class Told:
     """What the ledger is told of a move; each part is a function of the moved row's columns.
 
-    `topic` names what happened, `label` and `elapsed_ms` are the dimensions it is counted by,
-    `body` is what the public may read.
+    `topic` names what happened, it is counted by `label` and `elapsed_ms`, `body` is what the public may read.
     """
 
     topic: Callable[[Any], Any]
@@ -119,7 +116,8 @@ class Told:
             "body": body,
         }
         source = select(*(value.label(name) for name, value in values.items())).order_by(moved.c.id)
-        return insert(ledger).from_select(list(values), source).cte("told")
+        told = insert(ledger).from_select(list(values), source)
+        return told.returning(ledger.c.seq, ledger.c.subject_id, ledger.c.body).cte("told")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,9 +182,9 @@ class Birth(Act):
         new |= {name: given.c[name] for name in self.given}
         born = insert(table).from_select(list(new), select(*(v.label(n) for n, v in new.items()))).returning(*table.c)
         moved = born.cte("moved")
-        answer = select(moved).add_cte(self.told.insert_into_ledger(self.subject.kind, moved, null()))
         job = self.owed_job(moved)
-        return answer if job is None else answer.add_cte(job)
+        told = self.told.insert_into_ledger(self.subject.kind, moved, null())
+        return select(moved).add_cte(told, *([] if job is None else [job]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,6 +197,7 @@ class Transition(Act):
     job               what it does to the subject's job
     also              further statements fed by the moved rows
     after             further statements fed by the moved rows and by the jobs that ended with them
+    recorded          further statements fed by the moved rows and by what the ledger was told (seq, subject_id, body)
     keeps_lane        nobody behind it in its lane is woken: what is given back keeps its place
     """
 
@@ -209,6 +208,7 @@ class Transition(Act):
     job: Job = Job.NONE
     also: Callable[[CTE], Iterable[Any]] = lambda _m: ()
     after: Callable[[CTE, CTE], Iterable[Any]] = lambda _m, _j: ()
+    recorded: Callable[[CTE, CTE], Iterable[Any]] = lambda _m, _t: ()
     keeps_lane: bool = False
 
     def __post_init__(self) -> None:
@@ -228,10 +228,10 @@ class Transition(Act):
         return answer.add_cte(*self.further(moved, job))
 
     def further(self, moved: CTE, job: CTE | None) -> list[CTE]:
-        parts = [self.told.insert_into_ledger(self.subject.kind, moved, moved.c.from_state)]
+        parts = [told := self.told.insert_into_ledger(self.subject.kind, moved, moved.c.from_state)]
         if job is not None and self.job not in {Job.NONE, Job.LEASE} and not self.keeps_lane:
             parts.append(job_parts.next_in_lane(job))
-        more = [*self.also(moved), *(self.after(moved, job) if job is not None else ())]
+        more = [*self.also(moved), *self.recorded(moved, told), *(self.after(moved, job) if job is not None else ())]
         return parts + [part.cte(f"also_{n}") for n, part in enumerate(more)]
 
     def columns(self) -> dict[str, Any]:

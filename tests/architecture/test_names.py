@@ -22,6 +22,23 @@ ROLES = {
     "orchestrator_tasks": {"tasks", "drivers"},
 }
 HEARTS = {
+    "models/engine": {
+        "cadence",
+        "canonical",
+        "config",
+        "contract",
+        "control",
+        "cuts",
+        "delays",
+        "exports",
+        "inputs",
+        "planning",
+        "replay",
+        "retention",
+        "snapshots",
+    },
+    "orchestrator_web/engine": {"answers", "ingest"},
+    "orchestrator_tasks/engine": {"__main__", "adapter", "host", "hosts", "ingest", "publish"},
     "models/tickets": {
         "batches",
         "contracts",

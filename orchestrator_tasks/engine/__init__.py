@@ -1,0 +1,1 @@
+"""What is done for the engine: runs, its hosts, the subscription and the publishing."""
