@@ -1,0 +1,159 @@
+"""The check of one RawMarketEvent v1: its envelope strictly, what it carries hardly at all.
+
+The buffer stores receipts and validates no market data: `raw_payload` is opaque, `normalized` has
+only to be an object, unknown event types and further fields are kept. What we work with ourselves is
+held to its type: who sent it, which symbol and which sort of event it is, when it came, and of
+SnapshotInputs the `timestamp_ms` by which runs select them. A DecodeFailure without its `error_kind`
+says more than a refusal would; what an engine is given is its own affair.
+
+The text is kept as it was received, without the white space around it. Everybody must be able to
+read it again, so JSON that some readers refuse is refused here: NaN, half a surrogate pair, numbers
+beyond a double, more than 1,024 levels. Of a repeated key the last one counts, as for every reader
+of ours. `\\u0000` may stand in a payload: whoever reads these texts in SQL must not cast them to jsonb.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import orjson
+
+from models.kernel.errors import Invalid
+
+SCHEMA, SCHEMA_VERSION = "raw_market_event", "1"
+SNAPSHOT_INPUTS = "SnapshotInputs"
+LARGEST_EVENT = 2**20
+LONGEST_NAME = 64
+GREATEST = 2**63  # what a bigint cannot hold
+TEXTS = ("source_event_id", "channel", "payload_content_type", "payload_hash")
+WHITE_SPACE = b" \t\r\n"
+
+Sources = Mapping[str, frozenset[str]]
+
+
+@dataclass(slots=True)
+class Received:
+    """One event as it came in: what of it is looked at, and its own text."""
+
+    source_id: str
+    symbol: str
+    event_type: str
+    snapshot_ts_ms: int | None
+    event: str
+    recv_ts_ms: int = 0
+    exchange_ts_ms: int | None = None
+
+
+def check_event(text: bytes, sources: Sources, alignment_ms: int = 1) -> Received:
+    """One event, whose source and symbol are among `sources`.
+
+    Raises Invalid, whose `errors` point at the first member that is wrong and whose code is `not_json`,
+    `event_too_large`, `invalid_event`, `unknown_source`, `unknown_symbol` or `misaligned_timestamp`.
+    """
+    text = text.strip(WHITE_SPACE)
+    event = parse(text)
+    get = event.get
+    if get("schema") != SCHEMA:
+        refuse("schema", f"must be {SCHEMA}")
+    if get("schema_version") != SCHEMA_VERSION:
+        refuse("schema_version", f"must be the text {SCHEMA_VERSION}")
+    source_id, symbol, event_type = get("source_id"), get("symbol"), get("event_type")
+    if not (is_name(source_id) and is_name(symbol) and is_name(event_type)):
+        refuse_names(event)
+    symbols = sources.get(source_id)
+    if symbols is None or symbol not in symbols:
+        refuse_stranger(source_id, symbol, symbols)
+    recv_ts_ms, exchange_ts_ms = get("recv_ts_ms"), get("exchange_ts_ms")
+    check_times(event, recv_ts_ms, exchange_ts_ms)
+    check_rest(event)
+    snapshot_ts_ms = check_snapshot(event["normalized"], alignment_ms) if event_type == SNAPSHOT_INPUTS else None
+    return Received(source_id, symbol, event_type, snapshot_ts_ms, text.decode(), recv_ts_ms, exchange_ts_ms)
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    if len(text) > LARGEST_EVENT:
+        refuse("", f"is larger than {LARGEST_EVENT} bytes", code="event_too_large")
+    try:
+        event = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        refuse("", f"is not JSON: {error}", code="not_json")
+    if type(event) is not dict:
+        refuse("", "must be a JSON object")
+    return event
+
+
+def is_name(value: Any) -> bool:
+    """Whether it fits a lane's name and the text that a run's id is the hash of."""
+    return type(value) is str and 0 < len(value) <= LONGEST_NAME and value.isprintable() and "|" not in value
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of 64 bits. true is none, nor is 1.0."""
+    return type(value) is int and -GREATEST <= value < GREATEST
+
+
+def check_times(event: Mapping[str, Any], recv_ts_ms: Any, exchange_ts_ms: Any) -> None:
+    if not is_integer(recv_ts_ms):
+        refuse("recv_ts_ms", "must be an integer of milliseconds")
+    if exchange_ts_ms is None and "exchange_ts_ms" not in event:
+        refuse("exchange_ts_ms", "is missing; say null where it is not known")
+    if exchange_ts_ms is not None and not is_integer(exchange_ts_ms):
+        refuse("exchange_ts_ms", "must be an integer of milliseconds, or null")
+
+
+def check_rest(event: Mapping[str, Any]) -> None:
+    get = event.get
+    if type(get("normalized")) is not dict:
+        refuse("normalized", "must be an object")
+    payload = get("raw_payload")
+    if type(payload) is not str:
+        refuse("raw_payload", "must be a text")
+    if get("raw_payload_encoding", "text") != "text":
+        check_base64(get("raw_payload_encoding"), payload)
+    for name in TEXTS:
+        value = get(name)
+        if value is not None and type(value) is not str:
+            refuse(name, "must be a text, or null")
+    sequence = get("source_seq")
+    if sequence is not None and not is_integer(sequence):
+        refuse("source_seq", "must be an integer of 64 bits, or null")
+
+
+def check_base64(encoding: Any, payload: str) -> None:
+    if encoding != "base64":
+        refuse("raw_payload_encoding", "must be text or base64")
+    try:
+        binascii.a2b_base64(payload, strict_mode=True)
+    except ValueError as error:  # also of a text that is not ASCII
+        refuse("raw_payload", f"is not base64: {error}")
+
+
+def check_snapshot(normalized: Mapping[str, Any], alignment_ms: int) -> int:
+    timestamp_ms = normalized.get("timestamp_ms")
+    if not is_integer(timestamp_ms):
+        refuse("normalized/timestamp_ms", "must be an integer of milliseconds")
+    if timestamp_ms % alignment_ms:
+        why = f"must be a multiple of {alignment_ms} ms: got {timestamp_ms}"
+        refuse("normalized/timestamp_ms", why, code="misaligned_timestamp")
+    return int(timestamp_ms)
+
+
+def refuse_names(event: Mapping[str, Any]) -> NoReturn:
+    wrong = next(name for name in ("source_id", "symbol", "event_type") if not is_name(event.get(name)))
+    refuse(wrong, f"must be a text of 1 to {LONGEST_NAME} printable characters without |")
+
+
+def refuse_stranger(source_id: str, symbol: str, symbols: frozenset[str] | None) -> NoReturn:
+    if symbols is None:
+        refuse("source_id", f"{source_id!r} is no configured source", code="unknown_source")
+    refuse("symbol", f"{symbol!r} is no configured symbol of {source_id!r}", code="unknown_symbol")
+
+
+def refuse(member: str, why: str, code: str = "invalid_event") -> NoReturn:
+    pointer = f"/{member}" if member else ""
+    raise Invalid(
+        f"{pointer}: {why}" if pointer else f"The event {why}", [{"pointer": pointer, "detail": why}], code=code
+    )
