@@ -40,6 +40,13 @@ def number(low: float, high: float) -> Parser:
     return parse
 
 
+def module_path(text: str) -> str:
+    """A Python module by its dotted name."""
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("must be a module's dotted name, such as regime_engine.engine")
+    return text
+
+
 def one_of(*choices: str) -> Parser:
     def parse(text: str) -> str:
         if text not in choices:

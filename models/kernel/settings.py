@@ -21,6 +21,7 @@ from models.kernel.parsers import (
     Parser,
     flag,
     is_loopback,
+    module_path,
     mqtt_url,
     networks,
     number,
@@ -137,6 +138,17 @@ class Settings:
     estop_repeat_seconds: float = setting(number(0.02, 10), 0.2, "pace of repeated stops to a robot without fences")
     execute_expiry_seconds: int = setting(whole(1, 86_400), 300, "how long an accepted motion may wait to start")
 
+    # the engine
+    engine_module: str = setting(
+        module_path,
+        "examples.regime_engine.engine",
+        "the module with the engine's run and run_with_hysteresis",
+        env="ENGINE_MODULE",
+    )
+    engine_config: Path = setting(  # noqa: RUF009
+        Path, Path("examples/engine.toml"), "sources, cadence, retries and limits of engine runs, a TOML file"
+    )
+
     # webhooks
     webhook_timeout: float = setting(number(0.1, 120), 10.0, "longest wait for a receiver's answer")
     webhook_attempts: int = setting(whole(1, 50), 8, "tries at one delivery")
@@ -202,6 +214,11 @@ def refuse_unknown(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{name} is not a setting{hint}"
+
+
+def inherited(*names: str) -> dict[str, str]:
+    """Those of the variables that are set: the environment of a child process that is to know no others."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @functools.cache

@@ -59,6 +59,9 @@ def test_each_wrong_value_is_one_line() -> None:
         ("ORCHESTRATOR_MQTT_PREFIX", "a/+"),
         ("ORCHESTRATOR_MQTT_PREFIX", "a//b"),
         ("ORCHESTRATOR_MQTT_PREFIX", "$SYS"),
+        ("ENGINE_MODULE", "engine.py/"),
+        ("ENGINE_MODULE", "regime engine"),
+        ("ENGINE_MODULE", ".engine"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_its_name(name: str, value: str) -> None:
