@@ -20,6 +20,7 @@ CREATE TABLE engine_head (
     first_seq BIGINT DEFAULT 1 NOT NULL,
     last_seq BIGINT DEFAULT 0 NOT NULL,
     last_ts_ms BIGINT DEFAULT 0 NOT NULL,
+    beyond_seq BIGINT DEFAULT 1 NOT NULL,
     CONSTRAINT engine_head_pkey PRIMARY KEY (singleton),
     CONSTRAINT engine_head_singleton_check CHECK (singleton = 'row'),
     CONSTRAINT engine_head_order_check CHECK (first_seq BETWEEN 1 AND last_seq + 1)
@@ -28,6 +29,7 @@ CREATE TABLE engine_head (
 COMMENT ON COLUMN engine_head.first_seq IS 'the first record that is kept';
 COMMENT ON COLUMN engine_head.last_seq IS 'the last record appended';
 COMMENT ON COLUMN engine_head.last_ts_ms IS 'no later append is older';
+COMMENT ON COLUMN engine_head.beyond_seq IS 'the first without a partition';
 
 CREATE TABLE engine_inputs (
     ingest_seq BIGINT NOT NULL,
@@ -255,12 +257,8 @@ DECLARE
     first bigint;
     name text;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('engine_make_partition'));
-    SELECT coalesce(max(substring(pg_get_expr(c.relpartbound, c.oid) FROM $re$TO \('(\d+)'\)$re$)::bigint),
-                    (SELECT first_seq FROM engine_head))
-      INTO first
-      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-     WHERE i.inhparent = 'engine_inputs'::regclass;
+    -- The append lock: an append that reaches beyond what there is makes partitions while it holds it.
+    UPDATE engine_head SET beyond_seq = beyond_seq + rows RETURNING beyond_seq - rows INTO first;
     name := 'engine_inputs_' || lpad(first::text, 19, '0');
     EXECUTE format('CREATE TABLE %I (LIKE engine_inputs INCLUDING ALL)', name);
     EXECUTE format('ALTER TABLE engine_inputs ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)',
@@ -269,7 +267,6 @@ BEGIN
         FOR EACH STATEMENT EXECUTE FUNCTION engine_refuse_change()', name);
     RETURN first;
 END $$;
-SELECT engine_make_partition(100000) FROM generate_series(1, 3);
 """
 
 DOWN = """

@@ -17,7 +17,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
@@ -66,8 +66,7 @@ def check_event(text: bytes, sources: Sources, alignment_ms: int = 1) -> Receive
     symbols = sources.get(source_id)
     if symbols is None or symbol not in symbols:
         refuse_stranger(source_id, symbol, symbols)
-    recv_ts_ms, exchange_ts_ms = get("recv_ts_ms"), get("exchange_ts_ms")
-    check_times(event, recv_ts_ms, exchange_ts_ms)
+    recv_ts_ms, exchange_ts_ms = check_times(event)
     check_rest(event)
     snapshot_ts_ms = check_snapshot(event["normalized"], alignment_ms) if event_type == SNAPSHOT_INPUTS else None
     return Received(source_id, symbol, event_type, snapshot_ts_ms, text.decode(), recv_ts_ms, exchange_ts_ms)
@@ -85,23 +84,25 @@ def parse(text: bytes) -> dict[str, Any]:
     return event
 
 
-def is_name(value: Any) -> bool:
+def is_name(value: Any) -> TypeGuard[str]:
     """Whether it fits a lane's name and the text that a run's id is the hash of."""
     return type(value) is str and 0 < len(value) <= LONGEST_NAME and value.isprintable() and "|" not in value
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether it is an integer of 64 bits. true is none, nor is 1.0."""
     return type(value) is int and -GREATEST <= value < GREATEST
 
 
-def check_times(event: Mapping[str, Any], recv_ts_ms: Any, exchange_ts_ms: Any) -> None:
+def check_times(event: Mapping[str, Any]) -> tuple[int, int | None]:
+    recv_ts_ms, exchange_ts_ms = event.get("recv_ts_ms"), event.get("exchange_ts_ms")
     if not is_integer(recv_ts_ms):
         refuse("recv_ts_ms", "must be an integer of milliseconds")
     if exchange_ts_ms is None and "exchange_ts_ms" not in event:
         refuse("exchange_ts_ms", "is missing; say null where it is not known")
     if exchange_ts_ms is not None and not is_integer(exchange_ts_ms):
         refuse("exchange_ts_ms", "must be an integer of milliseconds, or null")
+    return recv_ts_ms, exchange_ts_ms
 
 
 def check_rest(event: Mapping[str, Any]) -> None:
@@ -138,7 +139,7 @@ def check_snapshot(normalized: Mapping[str, Any], alignment_ms: int) -> int:
     if timestamp_ms % alignment_ms:
         why = f"must be a multiple of {alignment_ms} ms: got {timestamp_ms}"
         refuse("normalized/timestamp_ms", why, code="misaligned_timestamp")
-    return int(timestamp_ms)
+    return timestamp_ms
 
 
 def refuse_names(event: Mapping[str, Any]) -> NoReturn:

@@ -50,6 +50,7 @@ engine_head = Table(
     Column("first_seq", BigInteger, nullable=False, server_default=text("1"), comment="the first record that is kept"),
     Column("last_seq", BigInteger, nullable=False, server_default=text("0"), comment="the last record appended"),
     Column("last_ts_ms", BigInteger, nullable=False, server_default=text("0"), comment="no later append is older"),
+    Column("beyond_seq", BigInteger, nullable=False, server_default=text("1"), comment="the first without a partition"),
     CheckConstraint("singleton = 'row'", name="singleton"),
     CheckConstraint("first_seq BETWEEN 1 AND last_seq + 1", name="order"),
     postgresql_with={"fillfactor": 10},

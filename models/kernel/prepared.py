@@ -53,15 +53,16 @@ class Prepared:
                 names = [column.name for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
             except connection.dialect.loaded_dbapi.Error as error:
-                self.fail(connection, cursor, error)
+                fail(connection, cursor, self.call, error)
 
-    def fail(self, connection: Connection, cursor: Any, error: Any) -> NoReturn:
-        """Raise the driver's error as SQLAlchemy's; a connection that is gone leaves the pool."""
-        gone = connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor)
-        if gone:
-            connection.invalidate(error)
-        dialect = connection.dialect
-        family = dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(
-            self.call, None, error, family, hide_parameters=True, connection_invalidated=gone, dialect=dialect
-        ) from error
+
+def fail(connection: Connection, cursor: Any, statement: str, error: Any) -> NoReturn:
+    """Raise the driver's error as SQLAlchemy's; a connection that is gone leaves the pool."""
+    gone = connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor)
+    if gone:
+        connection.invalidate(error)
+    dialect = connection.dialect
+    family = dialect.loaded_dbapi.Error
+    raise DBAPIError.instance(
+        statement, None, error, family, hide_parameters=True, connection_invalidated=gone, dialect=dialect
+    ) from error

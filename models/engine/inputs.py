@@ -1,0 +1,194 @@
+"""The log of inputs: appended under one lock, numbered without gaps in the order of commits, read by cuts.
+
+Whoever appends holds the row of `engine_head` until the commit. So the next one numbers on from what
+was committed, and its `ingest_ts_ms` is never older. A cut at a planned time is the newest append that is not
+younger; once `close_time` has passed that time under the same lock, no append can still be as old:
+a cut that was taken never gains a record. An append that is rolled back leaves no gap.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, func, select, text, update
+
+from models.engine.contract import Received
+from models.engine.states import STOPPED
+from models.engine.tables import engine_appends, engine_control, engine_head, engine_inputs
+from models.kernel.copying import DELIMITER, QUOTE, copy_rows
+from models.kernel.errors import Conflict, Invalid, Unavailable
+from models.kernel.prepared import Prepared
+from models.kernel.session import plain_errors, to_json
+
+COLUMNS = tuple(column.name for column in engine_inputs.columns)
+ROWS_IN_CHUNK = 256
+FULL_SECONDS, STOPPED_SECONDS, BUSY_SECONDS = 5.0, 30.0, 1.0
+FEWEST_ROWS, MOST_ROWS = 1000, 1_000_000
+PARTS, FEWEST_PARTS = 16, 4
+
+_APPEND = Prepared(
+    """
+    WITH head AS (
+        UPDATE engine_head
+           SET last_seq = last_seq + %(n)s,
+               last_ts_ms = greatest(last_ts_ms,
+                                     coalesce(%(now_ms)s, floor(extract(epoch FROM clock_timestamp()) * 1000)))
+         WHERE last_seq - first_seq + 1 + %(n)s <= %(max_records)s
+           AND NOT EXISTS (SELECT FROM engine_control WHERE state = %(stopped)s)
+        RETURNING last_seq, last_ts_ms, beyond_seq
+    ), appended AS (
+        INSERT INTO engine_appends (last_seq, first_seq, ingest_ts_ms, counts)
+        SELECT last_seq, last_seq - %(n)s + 1, last_ts_ms, %(counts)s FROM head
+    ), counted AS (
+        INSERT INTO engine_totals AS t (source_id, event_type, events)
+        SELECT source_id, event_type, events
+          FROM head, jsonb_to_recordset(%(totals)s) AS r (source_id text, event_type text, events bigint)
+        ON CONFLICT (source_id, event_type) DO UPDATE SET events = t.events + excluded.events
+    ), met AS (
+        INSERT INTO engine_symbols (symbol, first_seq)
+        SELECT key, last_seq - %(n)s + value::bigint FROM head, jsonb_each_text(%(places)s)
+        ON CONFLICT (symbol) DO NOTHING
+    )
+    SELECT * FROM head
+    """,
+    {"stopped": STOPPED},
+    {
+        "n": "bigint",
+        "now_ms": "bigint",
+        "max_records": "bigint",
+        "counts": "jsonb",
+        "totals": "jsonb",
+        "places": "jsonb",
+    },
+)
+_CUT_END = (
+    select(engine_appends.c.last_seq).order_by(engine_appends.c.ingest_ts_ms.desc(), engine_appends.c.last_seq.desc())
+).limit(1)
+_COUNTS = text(
+    """
+    SELECT s.key AS symbol, e.key AS event_type, sum(e.value::bigint)::bigint AS events
+      FROM engine_appends, jsonb_each(counts) AS s, jsonb_each_text(s.value) AS e
+     WHERE last_seq > :after AND last_seq <= :upto
+     GROUP BY 1, 2
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where one batch of events lies in the log."""
+
+    accepted: int
+    first_ingest_seq: int
+    last_ingest_seq: int
+    ingest_ts_ms: int
+
+
+def append_events(
+    connection: Connection, received: Sequence[Received], *, max_records: int, now_ms: int | None = None
+) -> Appended:
+    """Append a batch, all or nothing; `connection` must be a transaction. `now_ms` stands in for the database's clock.
+
+    Raises Unavailable: `buffer_full`, `engine_stopped`, or `buffer_busy` while others append for too long.
+    """
+    if not received:
+        raise Invalid("There are no events", code="no_events")
+    call = {"n": len(received), "now_ms": now_ms, "max_records": max_records, **facts_of(received)}
+    try:
+        with plain_errors():
+            rows = _APPEND.run(connection, call)
+    except Conflict:
+        why = "Others have been appending for too long"
+        raise Unavailable(why, code="buffer_busy", retry_after=BUSY_SECONDS) from None
+    if not rows:
+        refuse(connection, len(received), max_records)
+    last_seq, ingest_ts_ms, beyond_seq = rows[0].values()
+    while beyond_seq <= last_seq:
+        beyond_seq = make_partition(connection, max_records)
+    first_seq = last_seq - len(received) + 1
+    copy_rows(connection, engine_inputs.name, COLUMNS, chunks_of(received, first_seq, ingest_ts_ms))
+    return Appended(len(received), first_seq, last_seq, ingest_ts_ms)
+
+
+def facts_of(received: Sequence[Received]) -> dict[str, str]:
+    """How many of what came, and at which place in the batch each symbol comes first."""
+    counts: dict[str, dict[str, int]] = {}
+    totals: Counter[tuple[str, str]] = Counter()
+    for (source_id, symbol, event_type), n in Counter((r.source_id, r.symbol, r.event_type) for r in received).items():
+        of_symbol = counts.setdefault(symbol, {})
+        of_symbol[event_type] = of_symbol.get(event_type, 0) + n
+        totals[source_id, event_type] += n
+    named = [{"source_id": name[0], "event_type": name[1], "events": n} for name, n in sorted(totals.items())]
+    places = dict(zip((r.symbol for r in reversed(received)), range(len(received), 0, -1), strict=True))  # first wins
+    return {"counts": to_json(counts), "totals": to_json(named), "places": to_json(places)}
+
+
+def chunks_of(received: Sequence[Received], first_seq: int, ingest_ts_ms: int) -> Iterator[str]:
+    """The rows as `copy_rows` takes them."""
+    at = f"{DELIMITER}{ingest_ts_ms}{DELIMITER}"
+    for start in range(0, len(received), ROWS_IN_CHUNK):
+        rows = [
+            f"{seq}{at}{r.source_id}{DELIMITER}{r.symbol}{DELIMITER}{r.event_type}{DELIMITER}"
+            f"{'' if r.snapshot_ts_ms is None else r.snapshot_ts_ms}{DELIMITER}{QUOTE}{r.event}{QUOTE}\n"
+            for seq, r in enumerate(received[start : start + ROWS_IN_CHUNK], first_seq + start)
+        ]
+        yield "".join(rows)
+
+
+def refuse(connection: Connection, n: int, max_records: int) -> NoReturn:
+    state = connection.scalar(select(engine_control.c.state))
+    if state == STOPPED:
+        raise Unavailable("The engine is stopped", code="engine_stopped", retry_after=STOPPED_SECONDS)
+    depth = connection.scalar(select(engine_head.c.last_seq - engine_head.c.first_seq + 1))
+    why = f"The buffer holds {depth} of {max_records} records: there is no room for {n} more"
+    raise Unavailable(why, code="buffer_full", retry_after=FULL_SECONDS)
+
+
+def partition_rows(max_records: int) -> int:
+    """How many records a partition holds: a sixteenth of the capacity within bounds, and never more than a quarter."""
+    return max(1, min(max(max_records // PARTS, FEWEST_ROWS), MOST_ROWS, max_records // FEWEST_PARTS))
+
+
+def make_partition(connection: Connection, max_records: int) -> int:
+    """Make the next partition; answers the first number beyond it."""
+    rows = partition_rows(max_records)
+    first = connection.scalar(text("SELECT engine_make_partition(:rows)"), {"rows": rows})
+    return int(first or 0) + rows
+
+
+def close_time(connection: Connection, now_ms: int) -> None:
+    """Wait for the appends under way, and let no later one be older than `now_ms`.
+
+    Raises Conflict when they take too long.
+    """
+    connection.execute(update(engine_head).values(last_ts_ms=func.greatest(engine_head.c.last_ts_ms, now_ms)))
+
+
+def find_cut_end(connection: Connection, planned_ts_ms: int) -> int:
+    """The last record that had come by then, 0 when none had. It is final once time was closed beyond then."""
+    return int(connection.scalar(_CUT_END.where(engine_appends.c.ingest_ts_ms <= planned_ts_ms)) or 0)
+
+
+def count_records(connection: Connection, after: int, upto: int) -> dict[str, dict[str, int]]:
+    """How many records of each symbol and event type are in (after, upto]; both are ends of appends."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in connection.execute(_COUNTS, {"after": after, "upto": upto}):
+        counts.setdefault(row.symbol, {})[row.event_type] = row.events
+    return counts
+
+
+def find_snapshot(
+    connection: Connection, symbol: str, engine_timestamp_ms: int, start: int, end: int
+) -> tuple[int, str] | None:
+    """The last SnapshotInputs of a symbol for this timestamp among the records from `start` to `end`."""
+    found: Any = connection.execute(
+        select(engine_inputs.c.ingest_seq, engine_inputs.c.event)
+        .where(engine_inputs.c.symbol == symbol, engine_inputs.c.snapshot_ts_ms == engine_timestamp_ms)
+        .where(engine_inputs.c.ingest_seq.between(start, end))
+        .order_by(engine_inputs.c.ingest_seq.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if found is None else (found.ingest_seq, found.event)
