@@ -21,6 +21,7 @@ from models.kernel import ids
 from models.kernel.session import RESERVED_CONNECTIONS, use_reserved_connections
 from orchestrator_web.json import dumps
 from orchestrator_web.metrics import REQUESTS
+from orchestrator_web.parsing import larger_bodies
 from orchestrator_web.problems import PROBLEM_JSON, members_of
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ RESERVED_THREADS = 2
 RESERVED_PATHS = frozenset({"/healthz", "/readyz"})
 ESTOP_ACTS = frozenset({("POST", "/estop"), ("DELETE", "/estop")})  # reading it goes the common way
 MOST_WAITING_PER_THREAD = 64
+MOST_LARGE_PER_THREAD = 2
 
 
 @dataclass
@@ -92,12 +94,42 @@ def overloaded(scope: Scope) -> Answer:
     return plain_problem(scope, 503, "overloaded", "Too many requests wait", ("retry-after", "1"))
 
 
+class Allowance:
+    """How large one body may become: beyond the common size only while few others of this process are as large."""
+
+    def __init__(self, bridge: Bridge, scope: Scope) -> None:
+        self.bridge = bridge
+        self.scope = scope
+        self.largest = bridge.larger_bodies.get(scope["path"], bridge.largest_body)
+        self.is_large = False
+
+    def refusal(self, size: int) -> Answer | None:
+        """Why a body may not have this size; the rest of it is not read."""
+        closing = ("connection", "close")
+        if size > self.largest:
+            detail = f"The body is larger than {self.largest} bytes"
+            return plain_problem(self.scope, 413, "body_too_large", detail, closing)
+        if size > self.bridge.largest_body and not self.is_large:
+            if self.bridge.large >= self.bridge.most_large:
+                why = "Too many large bodies are being read"
+                return plain_problem(self.scope, 503, "overloaded", why, ("retry-after", "1"), closing)
+            self.bridge.large += 1
+            self.is_large = True
+        return None
+
+    def let_go(self) -> None:
+        self.bridge.large -= self.is_large
+
+
 class Bridge:
     """Calls a WSGI application from the event loop."""
 
     def __init__(self, app: Wsgi, threads: int, largest_body: int) -> None:
         self.app = app
         self.largest_body = largest_body
+        self.larger_bodies = larger_bodies()
+        self.most_large = threads * MOST_LARGE_PER_THREAD
+        self.large = 0
         self.common = ThreadPoolExecutor(threads, "request")
         self.reserved = ThreadPoolExecutor(RESERVED_THREADS, "reserved")
         # as many threads as there are such connections, so that none waits for one
@@ -109,13 +141,21 @@ class Bridge:
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """The application's answer to one request. Raises Disconnected."""
+        allowance = Allowance(self, scope)
         try:
-            body = await asyncio.wait_for(self.read_body(scope, receive), BODY_SECONDS)
+            body = await self.read_in_time(scope, receive, allowance)
+            return body if isinstance(body, Answer) else await self.answer_to(scope, body)
+        finally:
+            allowance.let_go()
+
+    async def read_in_time(self, scope: Scope, receive: Receive, allowance: Allowance) -> bytes | Answer:
+        """The body, or why there is none."""
+        try:
+            return await asyncio.wait_for(self.read_body(scope, receive, allowance), BODY_SECONDS)
         except TimeoutError:
             return plain_problem(scope, 408, "body_too_slow", "The body did not arrive in time")
-        if body is None:
-            detail = f"The body is larger than {self.largest_body} bytes"
-            return plain_problem(scope, 413, "body_too_large", detail, ("connection", "close"))
+
+    async def answer_to(self, scope: Scope, body: bytes) -> Answer:
         if scope["path"] in RESERVED_PATHS:
             return await self.call(self.reserved, scope, body)
         if (scope["method"], scope["path"]) in ESTOP_ACTS:
@@ -137,23 +177,22 @@ class Bridge:
         finally:
             self.acts -= 1
 
-    async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or None as soon as it is known to be larger than allowed."""
+    async def read_body(self, scope: Scope, receive: Receive, allowance: Allowance) -> bytes | Answer:
+        """The body, or the refusal as soon as it is known to be larger than allowed."""
         named = next((value for key, value in scope["headers"] if key == b"content-length"), b"0")
-        if named.isdigit() and int(named) > self.largest_body:
-            return None
-        parts, size = [], 0
-        while True:
+        refusal = allowance.refusal(int(named) if named.isdigit() else 0)
+        parts: list[bytes] = []
+        size = 0
+        while refusal is None:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self.largest_body:
-                return None
-            parts.append(part)
-            if not message.get("more_body", False):
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            refusal = allowance.refusal(size)
+            if refusal is None and not message.get("more_body", False):
                 return b"".join(parts)
+        return refusal
 
     async def call(self, pool: ThreadPoolExecutor, scope: Scope, body: bytes) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(pool, self.answer, environ_of(scope, body))

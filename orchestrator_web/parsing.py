@@ -10,19 +10,30 @@ from flask import Request, current_app, request
 from webargs.flaskparser import FlaskParser
 
 from models.kernel.errors import Invalid
+from models.kernel.settings import settings
 from orchestrator_web.json import escape, invalid, refused
 from orchestrator_web.problems import BadRequest
 
 JSON = "application/json"
 ANY_TYPE = frozenset({"/estop"})  # what curl calls a form is JSON there: an emergency is no place for a 415
+ENGINE_EVENTS = "/engine/events"
+OTHER_TYPES = {ENGINE_EVENTS: frozenset({"application/x-ndjson"})}
+
+
+def larger_bodies() -> dict[str, int]:
+    """The paths that take larger bodies than the others, and how large ones."""
+    return {ENGINE_EVENTS: settings().engine_max_body_bytes}
 
 
 def check_body() -> None:
     """Before any view: a body, where there is one, is JSON. Raises BadRequest (400 or 415) or Invalid."""
     if request.routing_exception is not None or request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
         return
-    if request.get_data(cache=True) and request.mimetype != JSON and request.path not in ANY_TYPE:
-        raise BadRequest(f"Send the body as {JSON}", status=415, code="unsupported_media_type")
+    request.max_content_length = larger_bodies().get(request.path, request.max_content_length)
+    taken = {JSON} | OTHER_TYPES.get(request.path, frozenset())
+    if request.get_data(cache=True) and request.mimetype not in taken and request.path not in ANY_TYPE:
+        why = f"Send the body as {' or '.join(sorted(taken))}"
+        raise BadRequest(why, status=415, code="unsupported_media_type")
 
 
 class StrictParser(FlaskParser):

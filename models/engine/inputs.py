@@ -8,8 +8,9 @@ a cut that was taken never gains a record. An append that is rolled back leaves 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,9 +18,9 @@ from sqlalchemy import Connection, func, select, text, update
 
 from models.engine.contract import Received
 from models.engine.states import STOPPED
-from models.engine.tables import engine_appends, engine_control, engine_head, engine_inputs
+from models.engine.tables import engine_appends, engine_configs, engine_control, engine_head, engine_inputs
 from models.kernel.copying import DELIMITER, QUOTE, copy_rows
-from models.kernel.errors import Conflict, Invalid, Unavailable
+from models.kernel.errors import Conflict, Invalid, OrchestratorError, Unavailable
 from models.kernel.prepared import Prepared
 from models.kernel.session import plain_errors, to_json
 
@@ -138,6 +139,28 @@ def chunks_of(received: Sequence[Received], first_seq: int, ingest_ts_ms: int) -
         yield "".join(rows)
 
 
+def tell_batch(received: Sequence[Received], appended: Appended) -> None:
+    """One line in the log for a batch, not one for each event."""
+    newest = max(received, key=lambda event: event.recv_ts_ms)
+    facts = {
+        "accepted": appended.accepted,
+        "source_id": sorted({event.source_id for event in received}),
+        "symbol": sorted({event.symbol for event in received}),
+        "ingest_seq": appended.first_ingest_seq,
+        "last_ingest_seq": appended.last_ingest_seq,
+        "ingest_ts_ms": appended.ingest_ts_ms,
+        "recv_ts_ms": newest.recv_ts_ms,
+        "exchange_ts_ms": newest.exchange_ts_ms,
+    }
+    logging.getLogger("orchestrator.ingest").info("events appended", extra=facts)
+
+
+def tell_failure(domain: str, error: OrchestratorError) -> None:
+    """A line in the log for what went wrong; `domain` is ingest, buffer, engine or publish."""
+    facts = {"failure_domain": domain, "error_kind": error.code, "error_detail": error.message}
+    logging.getLogger("orchestrator.failure").warning("failed", extra=facts)
+
+
 def refuse(connection: Connection, n: int, max_records: int) -> NoReturn:
     state = connection.scalar(select(engine_control.c.state))
     if state == STOPPED:
@@ -165,6 +188,26 @@ def close_time(connection: Connection, now_ms: int) -> None:
     Raises Conflict when they take too long.
     """
     connection.execute(update(engine_head).values(last_ts_ms=func.greatest(engine_head.c.last_ts_ms, now_ms)))
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What the present configuration says of events that come in."""
+
+    sources: Mapping[str, frozenset[str]]
+    alignment_ms: int
+    max_records: int
+
+
+def get_intake(connection: Connection) -> Intake:
+    """Whom to take events from, and how many. Raises Unavailable `engine_not_configured`."""
+    present = select(engine_configs.c.body).where(engine_configs.c.version == engine_control.c.config_version)
+    body: Any = connection.scalar(present)
+    if body is None:
+        why = "No configuration of the engine has been accepted yet"
+        raise Unavailable(why, code="engine_not_configured", retry_after=FULL_SECONDS)
+    sources = {source["source_id"]: frozenset(source["symbols"]) for source in body["sources"]}
+    return Intake(sources, body["engine"]["alignment_ms"], body["buffer_retention"]["max_records"])
 
 
 def find_cut_end(connection: Connection, planned_ts_ms: int) -> int:

@@ -148,6 +148,11 @@ class Settings:
     engine_config: Path = setting(  # noqa: RUF009
         Path, Path("examples/engine.toml"), "sources, cadence, retries and limits of engine runs, a TOML file"
     )
+    engine_max_body_bytes: int = setting(
+        whole(1024, 256 * 2**20),
+        16 * 2**20,
+        "largest body of POST /engine/events; a gzip one may inflate to four times",
+    )
 
     # webhooks
     webhook_timeout: float = setting(number(0.1, 120), 10.0, "longest wait for a receiver's answer")
