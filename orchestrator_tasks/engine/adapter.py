@@ -23,7 +23,7 @@ from models.engine.canonical import NotSerialisable, canonical
 from models.engine.snapshots import FIELDS, SnapshotNotBuilt
 from models.kernel.errors import InvalidSettings
 from orchestrator_tasks.engine.checks import EngineFailed, StateNotKept, check_decision, check_output, described, detail
-from orchestrator_tasks.engine.shapes import Misfit, build, hints_of, plain, same
+from orchestrator_tasks.engine.shapes import Misfit, build, hints_of, plain, resolve, same
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRUTH, HYSTERESIS, CHECK = "truth", "hysteresis", "check"
@@ -183,13 +183,16 @@ def load(module_path: str) -> Engine:
         if not is_dataclass(hints_of(snapshot_type).get(part)):
             raise InvalidSettings(f"{snapshot_type.__name__} needs a field {part} whose annotation is a dataclass")
     store_type = class_of(with_hysteresis, 1) or Store
+    config_type = (class_of(with_hysteresis, 2) or Any) if takes(with_hysteresis, 3) else None
+    for kind in (snapshot_type, store_type, config_type):
+        resolve(kind)
     return Engine(
         decide=decide,
         decide_with_hysteresis=with_hysteresis,
         snapshot_type=snapshot_type,
         store_type=store_type,
         state_type=state_of(store_type),
-        config_type=(class_of(with_hysteresis, 2) or Any) if takes(with_hysteresis, 3) else None,
+        config_type=config_type,
         missing=getattr(sys.modules.get(snapshot_type.__module__), "MISSING", OWN_MISSING),
     )
 

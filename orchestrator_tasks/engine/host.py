@@ -27,14 +27,16 @@ from typing import Any
 import orjson
 
 from models.engine.canonical import canonical
+from models.engine.snapshots import MISSING, engine_input
 from models.kernel import clock
 from models.kernel.errors import InvalidSettings
-from orchestrator_tasks.engine.adapter import Engine, answer
+from orchestrator_tasks.engine.adapter import TRUTH, Engine, Snapshot, Store, answer
 from orchestrator_tasks.engine.checks import EngineFailed
 
 TIMEOUT = "engine_timeout"
 LENGTH = struct.Struct("!Q")
 LARGEST_ANSWER = 4 * 2**20  # bytes
+LIBC = ctypes.CDLL(None)
 PAGE = resource.getpagesize()
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
 PARENT_FIELD, SESSION_FIELD = 1, 3
@@ -70,8 +72,8 @@ def failure(kind: str, detail: str) -> bytes:
 
 def prctl(option: int, value: int) -> None:
     """Linux alone has it; elsewhere the closed socket has to do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    with contextlib.suppress(AttributeError):
+        LIBC.prctl(option, value, 0, 0, 0)
 
 
 def die_with(parent: int) -> None:
@@ -100,24 +102,35 @@ def kill_where(field: int, value: int) -> None:
 
 
 def bound_memory(megabytes: int) -> None:
-    """So much beyond what the host has mapped already."""
+    """So much beyond what is mapped already."""
     with contextlib.suppress(OSError):  # without /proc there is no telling what is mapped, and so no bound
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
         limit = mapped + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def carry_out(engine: Engine, call: dict[str, Any], result: socket.socket) -> None:
-    """The child's whole life: call the engine, send what came of it. It does not return."""
+def live(engine: Engine, host: socket.socket) -> None:
+    """The child's whole life: wait for a call, carry it out, say what came of it. It does not return."""
     try:
+        rehearse()
+        call = orjson.loads(read_frame(host))
         bound_memory(call["memory_mb"])
-        result.sendall(frame(encoded(answer(engine, call["request"]))))
+        host.sendall(frame(encoded(answer(engine, call["request"]))))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     except BaseException:  # not even its failure could be told, for want of memory
         os._exit(1)
     finally:
         os._exit(0)
+
+
+def rehearse() -> None:
+    """Touch the memory that our own part of a call writes to, so that it is copied before somebody waits."""
+    given = engine_input('{"symbol": "X", "normalized": {"market": {"price": 1.5}, "flow": {"cvd": null}}}', 0)
+    output = {"symbol": "X", "timestamp": 0, "regime": "X", "confidence": 0.5}
+    lists: dict[str, list[str]] = {"drivers": ["x"], "invalidations": [], "permissions": []}
+    stub = Engine(lambda _: output | lists, print, Snapshot, Store, Any, None, MISSING)
+    encoded(answer(stub, {"mode": TRUTH, "input": given}))
 
 
 def encoded(found: dict[str, Any]) -> bytes:
@@ -131,7 +144,7 @@ def encoded(found: dict[str, Any]) -> bytes:
 
 
 class Host:
-    """Serves one caller over `control` until it is gone."""
+    """Serves one caller over `control` until it is gone. The child for the next call is always forked already."""
 
     def __init__(self, engine: Engine, control: socket.socket) -> None:
         self.engine = engine
@@ -145,50 +158,54 @@ class Host:
     def serve(self) -> None:
         """Calls, one after another; raises Gone."""
         while True:
-            call = orjson.loads(read_frame(self.control))
-            self.carry_out(call, clock.monotonic() + call["timeout_seconds"])
-
-    def carry_out(self, call: dict[str, Any], deadline: float) -> None:
-        """One call: whatever becomes of it, none of its processes lives on."""
-        result, sending = socket.socketpair()
-        with result, sending:
-            child = self.fork(call, result, sending)
-            sending.close()
+            child, connection = self.fork()
             try:
-                body = self.waited_for(child, result, deadline)
-                kill(child)
-                self.control.sendall(frame(body))
+                with connection:
+                    call = read_frame(self.control)
+                    self.control.sendall(frame(self.carried_out(call, child, connection)))
             finally:
                 kill(child)
                 sweep(child)
 
-    def fork(self, call: dict[str, Any], result: socket.socket, sending: socket.socket) -> int:
+    def fork(self) -> tuple[int, socket.socket]:
+        """A child, which waits for its call at the other end."""
         host = os.getpid()
-        child = os.fork()
-        if child == 0:
-            os.setpgid(0, 0)
-            die_with(host)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self.control, self.ended, self.ending, result):
-                end.close()
-            carry_out(self.engine, call, sending)
+        connection, theirs = socket.socketpair()
+        with theirs:
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, 0)
+                die_with(host)
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for end in (self.control, self.ended, self.ending, connection):
+                    end.close()
+                live(self.engine, theirs)
         with contextlib.suppress(OSError):  # the child says it as well: whichever comes first
             os.setpgid(child, child)
-        return child
+        return child, connection
 
-    def waited_for(self, child: int, result: socket.socket, deadline: float) -> bytes:
-        """The child's answer, or how it failed; raises Gone when the caller wants it no more."""
+    def carried_out(self, call: bytes, child: int, connection: socket.socket) -> bytes:
+        """The child's answer, or how it failed; raises Gone. Its processes are killed before anybody hears of it."""
+        deadline = clock.monotonic() + orjson.loads(call)["timeout_seconds"]
+        try:
+            with contextlib.suppress(ConnectionError):  # then how it ended is the answer
+                connection.sendall(frame(call))
+            return self.waited_for(child, connection, deadline)
+        finally:
+            kill(child)
+
+    def waited_for(self, child: int, connection: socket.socket, deadline: float) -> bytes:
         poll = select.poll()
-        for end in (self.control, result, self.ended):
+        for end in (self.control, connection, self.ended):
             poll.register(end, select.POLLIN)
         received = bytearray()
         while (left := deadline - clock.monotonic()) > 0:
             ready = {number for number, _ in poll.poll(left * 1000 + 1)}
             if self.control.fileno() in ready:  # the caller says nothing during a call: it has closed
                 raise Gone
-            if result.fileno() in ready and not receive(result, received):
-                poll.unregister(result)
+            if connection.fileno() in ready and not receive(connection, received):
+                poll.unregister(connection)
             if is_whole(received):
                 return bytes(received[LENGTH.size :])
             if self.ended.fileno() in ready and (how := self.how_it_ended(child)):
@@ -207,9 +224,12 @@ class Host:
         return f"the engine's process was ended by {signal.Signals(found.si_status).name}"
 
 
-def receive(result: socket.socket, received: bytearray) -> bool:
+def receive(connection: socket.socket, received: bytearray) -> bool:
     """Take what has come, and no more than an answer may have; False at its end."""
-    part = result.recv(1 << 20, socket.MSG_DONTWAIT) if len(received) <= LENGTH.size + LARGEST_ANSWER else b""
+    part = b""
+    with contextlib.suppress(ConnectionError):
+        if len(received) <= LENGTH.size + LARGEST_ANSWER:
+            part = connection.recv(1 << 20)
     received += part
     return bool(part)
 

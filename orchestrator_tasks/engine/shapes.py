@@ -134,6 +134,21 @@ def hints_of(kind: type) -> dict[str, Any]:
         raise Misfit(f"the annotations of {kind.__name__} cannot be resolved: {error}") from None
 
 
+def resolve(kind: Any) -> None:
+    """Read the annotations of all dataclasses that an annotation leads to, once and for all; raises Misfit."""
+    seen: set[Any] = set()
+    left = [kind]
+    while left:
+        kind = bare(left.pop())
+        if kind in seen:
+            continue
+        seen.add(kind)
+        left += typing.get_args(kind)
+        origin = typing.get_origin(kind) or kind
+        if isinstance(origin, type) and dataclasses.is_dataclass(origin):
+            left += hints_of(origin).values()
+
+
 def member_of(kind: type[enum.Enum], value: Any) -> enum.Enum:
     for member in kind:
         if plain(member.value) == value:
