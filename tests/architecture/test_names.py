@@ -36,6 +36,7 @@ HEARTS = {
         "publications",
         "replay",
         "retention",
+        "sections",
         "snapshots",
     },
     "orchestrator_web/engine": {"answers", "ingest"},
