@@ -15,6 +15,9 @@ from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import auth, docs, health, parsing, problems
+from orchestrator_web.engine import ingest
+from orchestrator_web.engine import routes as engine
+from orchestrator_web.engine import streams as outputs
 from orchestrator_web.json import StrictJson
 from orchestrator_web.kernel import clients, dead_letters, operations, scheduler, webhooks
 from orchestrator_web.metrics import REQUESTS
@@ -28,7 +31,7 @@ OPENAPI: dict[str, Any] = {
     "API_VERSION": "0.1.0",
     "OPENAPI_VERSION": "3.1.0",
     "API_SPEC_OPTIONS": {
-        "info": {"description": "Robot command tickets over a durable kernel."},
+        "info": {"description": "Robot command tickets and engine runs over a durable kernel."},
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a JWT"},
@@ -69,6 +72,9 @@ def create_app() -> Flask:
     api.register_blueprint(scheduler.blueprint)
     api.register_blueprint(clients.blueprint)
     api.register_blueprint(webhooks.blueprint)
+    api.register_blueprint(ingest.blueprint)
+    api.register_blueprint(engine.blueprint)
+    api.register_blueprint(outputs.blueprint)
     app.register_blueprint(health.blueprint)
     docs.register(app, api)
     auth.check_every_view(app)

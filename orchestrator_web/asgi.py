@@ -11,13 +11,17 @@ from typing import Any
 
 from granian.utils.proxies import wrap_asgi_with_proxy_headers
 
+from models.engine.states import RUN
 from models.kernel import clock, logs
 from models.kernel.errors import TooMany, Unavailable
 from models.kernel.processes import Presence
 from models.kernel.settings import settings
+from models.tickets.states import TICKET
 from orchestrator_web.app import create_app
 from orchestrator_web.bridge import Answer, Bridge, Disconnected, Receive, Scope, Send, plain_problem
 from orchestrator_web.connections import PEER, remembering_peer
+from orchestrator_web.engine.streams import render_output
+from orchestrator_web.feed import by_kind
 from orchestrator_web.headers import Guarded
 from orchestrator_web.idempotency import REPLAYED
 from orchestrator_web.outcomes import HEADER, LET_GO, Outcomes
@@ -59,7 +63,7 @@ class Application:
         presence = Presence("web").start()
         self.outcomes = Outcomes(read_outcomes)
         self.outcomes.start()
-        self.streams = Streams(render_event)
+        self.streams = Streams(by_kind({TICKET.kind: render_event, RUN.kind: render_output}))
         asyncio.get_running_loop().add_signal_handler(LET_GO, self.let_go)
         await send({"type": "lifespan.startup.complete"})
         while (await receive())["type"] != "lifespan.shutdown":

@@ -42,6 +42,20 @@ class Event:
     text: str
 
 
+Render = Callable[[Row], Event | None]
+"""Makes an event of a row of the ledger; None when it is not for the public."""
+
+
+def by_kind(renders: Mapping[str, Render]) -> Render:
+    """One render for several kinds of subjects; what is of no such kind is not for the public."""
+
+    def render(row: Row) -> Event | None:
+        of_its_kind = renders.get(row["subject_kind"])
+        return of_its_kind(row) if of_its_kind else None
+
+    return render
+
+
 class Listener(Protocol):
     """Who is handed events."""
 
@@ -57,7 +71,7 @@ class Listener(Protocol):
 class Feed:
     """This process's place in the ledger, and who listens."""
 
-    def __init__(self, render: Callable[[Row], Event | None], buffer: int) -> None:
+    def __init__(self, render: Render, buffer: int) -> None:
         self.render = render
         self.most = min(LONGEST_READ, buffer // 2)  # so that one burst alone overflows nobody
         self.present = ThreadPoolExecutor(1, "feed")

@@ -34,8 +34,10 @@ class StrictInteger(fields.Integer):
 class QueryInteger(fields.Integer):
     """A query parameter of plain digits: int() would also take 1_0, +5 and the digits of other scripts."""
 
+    form = DIGITS
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not DIGITS.fullmatch(value):
+        if not self.form.fullmatch(value):
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kwargs)
 

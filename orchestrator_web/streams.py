@@ -21,7 +21,7 @@ from models.kernel.feed import Selection
 from models.kernel.settings import settings
 from orchestrator_web.connections import Peer, count_received, drop_connection
 from orchestrator_web.cursors import write_event_cursor
-from orchestrator_web.feed import LONGEST_BACKOFF, Event, Feed, Row
+from orchestrator_web.feed import LONGEST_BACKOFF, Event, Feed, Render
 from orchestrator_web.problems import members_of, status_of
 from orchestrator_web.transports import RETRY_MS, SEND_SECONDS, Transport
 
@@ -116,7 +116,7 @@ class Stream:
 class Streams:
     """The open streams of this process."""
 
-    def __init__(self, render: Callable[[Row], Event | None]) -> None:
+    def __init__(self, render: Render) -> None:
         chosen = settings()
         self.buffer = chosen.stream_buffer
         self.most, self.share = chosen.stream_readers, chosen.stream_readers_per_client
