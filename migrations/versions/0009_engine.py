@@ -214,12 +214,16 @@ CREATE TABLE engine_publications (
     seq BIGINT DEFAULT 0 NOT NULL,
     published BIGINT DEFAULT 0 NOT NULL,
     published_at timestamptz,
+    latency_ms DOUBLE PRECISION DEFAULT 0 NOT NULL,
     last_error TEXT,
     CONSTRAINT engine_publications_pkey PRIMARY KEY (name)
 )
  WITH (fillfactor = 50);
 COMMENT ON COLUMN engine_publications.name IS 'where to: `stream`';
 COMMENT ON COLUMN engine_publications.seq IS 'published up to here';
+COMMENT ON COLUMN engine_publications.published IS 'how many, ever';
+COMMENT ON COLUMN engine_publications.latency_ms IS 'of all of them, summed';
+COMMENT ON COLUMN engine_publications.last_error IS 'null: the last attempt succeeded';
 
 CREATE TABLE engine_marks (
     name TEXT NOT NULL,

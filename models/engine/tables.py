@@ -13,6 +13,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -225,9 +226,10 @@ engine_publications = Table(
     metadata,
     Column("name", Text, primary_key=True, comment="where to: `stream`"),
     Column("seq", BigInteger, nullable=False, server_default=text("0"), comment="published up to here"),
-    Column("published", BigInteger, nullable=False, server_default=text("0")),
+    Column("published", BigInteger, nullable=False, server_default=text("0"), comment="how many, ever"),
     Column("published_at", DateTime(timezone=True)),
-    Column("last_error", Text),
+    Column("latency_ms", Double, nullable=False, server_default=text("0"), comment="of all of them, summed"),
+    Column("last_error", Text, comment="null: the last attempt succeeded"),
     postgresql_with={"fillfactor": 50},
 )
 
