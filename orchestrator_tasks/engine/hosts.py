@@ -157,14 +157,20 @@ class Caller:
     def call(self, request: Mapping[str, Any], timeout: float, memory_mb: int, interrupt: Interrupt) -> dict[str, Any]:
         with self.turn:
             host = self.live_host()
-            with interrupt.ending(host.give_up):
-                try:
-                    return host.call(request, timeout, memory_mb)
-                except (Gone, OSError) as error:
-                    self.end_host()
-                    if interrupt.reason:
-                        raise Interrupted(interrupt.reason) from None
-                    return how_it_failed(error, host)
+            try:
+                with interrupt.ending(host.give_up):
+                    found = host.call(request, timeout, memory_mb)
+            except (Gone, OSError) as error:
+                self.end_host()
+                if interrupt.reason:
+                    raise Interrupted(interrupt.reason) from None
+                return how_it_failed(error, host)
+            except BaseException:  # whoever asks next must not be given this call's answer
+                self.end_host()
+                raise
+            if not host.is_ready:  # the engine cannot be loaded; perhaps it can the next time
+                self.end_host()
+            return found
 
     def live_host(self) -> HostProcess:
         host = self.host
