@@ -100,6 +100,7 @@ CREATE TABLE engine_control (
     correlation_id TEXT DEFAULT 'migration' NOT NULL,
     updated_at timestamptz DEFAULT clock_timestamp() NOT NULL,
     config_version INTEGER,
+    config_error TEXT,
     next_tick_ms BIGINT,
     last_tick_ms BIGINT,
     lag_ms BIGINT,
@@ -121,6 +122,8 @@ CREATE TABLE engine_control (
 )
  WITH (fillfactor = 20);
 COMMENT ON COLUMN engine_control.config_version IS 'which runs are planned under';
+COMMENT ON COLUMN engine_control.config_error
+    IS 'why the file was refused that beat found last; null: it was accepted';
 COMMENT ON COLUMN engine_control.next_tick_ms IS 'null: the cadence begins with the next pass of the planner';
 COMMENT ON COLUMN engine_control.lag_ms IS 'of the last tick, against its intended time';
 COMMENT ON COLUMN engine_control.skipped_ticks IS 'nothing new, or repeated';

@@ -129,6 +129,7 @@ engine_control = Table(
     Column("correlation_id", Text, nullable=False, server_default="migration"),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     Column("config_version", Integer, ForeignKey("engine_configs.version"), comment="which runs are planned under"),
+    Column("config_error", Text, comment="why the file was refused that beat found last; null: it was accepted"),
     Column("next_tick_ms", BigInteger, comment="null: the cadence begins with the next pass of the planner"),
     Column("last_tick_ms", BigInteger),
     Column("lag_ms", BigInteger, comment="of the last tick, against its intended time"),

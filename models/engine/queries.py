@@ -1,0 +1,89 @@
+"""Reading runs and the engine's own row. Nothing here reads history whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, cast, func, select
+
+from models.engine.cuts import Last
+from models.engine.states import ENDED, RUN
+from models.engine.tables import engine_configs, engine_control, engine_head, engine_runs, engine_states, engine_symbols
+from models.kernel.errors import NotFound
+
+Row = RowMapping
+LIVE = sorted(RUN.states - ENDED)
+FILTERS = ("symbol", "state", "engine_mode", "error_kind", "config_version")
+
+
+def now_ms() -> Any:
+    """The database's clock in whole milliseconds."""
+    return cast(func.floor(func.extract("epoch", func.clock_timestamp()) * 1000), BigInteger)
+
+
+def get_now(connection: Connection) -> int:
+    """The database's clock in whole milliseconds."""
+    return int(connection.execute(select(now_ms())).scalar_one())
+
+
+def get_run(connection: Connection, run_id: str) -> Row:
+    """One run. Raises NotFound."""
+    row = connection.execute(select(engine_runs).where(engine_runs.c.id == run_id)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"Run '{run_id[:64]}' not found", code="run_not_found")
+    return row
+
+
+def list_runs(
+    connection: Connection, filters: Mapping[str, Any], *, limit: int, before: int | None = None
+) -> Sequence[Row]:
+    """Runs, the one planned last first. `before` is the number of the last one seen: as fast at any depth.
+
+    `filters` are exact, on the columns in FILTERS.
+    """
+    wanted = [engine_runs.c[name] == filters[name] for name in FILTERS if name in filters]
+    if before is not None:
+        wanted.append(engine_runs.c.number < before)
+    query = select(engine_runs).where(and_(True, *wanted)).order_by(engine_runs.c.number.desc()).limit(limit)
+    return connection.execute(query).mappings().all()
+
+
+def list_lost_counts(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
+    """How many attempts of each of these runs ended with an answer."""
+    rows = connection.execute(select(engine_runs.c.id, engine_runs.c.attempts).where(engine_runs.c.id.in_(run_ids)))
+    return {row.id: row.attempts for row in rows}
+
+
+def live_runs() -> Select[Any]:
+    """The ids of the runs that have not ended, as a question: their history is kept."""
+    return select(engine_runs.c.id).where(engine_runs.c.state.in_(LIVE))
+
+
+def find_state(connection: Connection, symbol: str, number: int) -> str | None:
+    """The hysteresis state that a symbol's run of this number begins with; None when there was none before."""
+    mine = engine_states.c.symbol == symbol, engine_states.c.number < number
+    found = select(engine_states.c.state).where(*mine).order_by(engine_states.c.number.desc()).limit(1)
+    return connection.scalar(found)
+
+
+def list_lasts(connection: Connection, symbols: Sequence[str]) -> dict[str, Last]:
+    """What the runs of those of these symbols have come to that have a record; the first one is the first kept."""
+    known = engine_symbols.c
+    first_seq = func.greatest(known.first_seq, select(engine_head.c.first_seq).scalar_subquery())
+    columns = (known.symbol, first_seq, known.cut_end_ingest_seq, known.engine_timestamp_ms)
+    rows = connection.execute(select(*columns).where(known.symbol.in_(symbols)))
+    return {symbol: Last(*last) for symbol, *last in rows}
+
+
+def get_status(connection: Connection) -> Row:
+    """The engine's own row: its state, its cadence, its pauses."""
+    return connection.execute(select(engine_control)).mappings().one()
+
+
+def find_config_row(connection: Connection, version: int | None = None) -> Row | None:
+    """An accepted configuration: the present one, or that of a version."""
+    wanted: Any = version
+    if version is None:
+        wanted = select(engine_control.c.config_version).scalar_subquery()
+    return connection.execute(select(engine_configs).where(engine_configs.c.version == wanted)).mappings().one_or_none()
