@@ -7,6 +7,7 @@ from them again. Both are pure. What has no place in the other raises Misfit.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -16,7 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.engine.canonical import NotSerialisable, canonical
+from models.engine.canonical import canonical
 from models.engine.snapshots import MISSING
 from models.kernel.errors import OrchestratorError
 
@@ -192,21 +193,20 @@ def build_tuple(origin: type, args: tuple[Any, ...], value: list[Any], each: Cal
 
 def build_union(members: tuple[Any, ...], value: Any, missing: Any) -> Any:
     """The first member that gives the value back unchanged: classes of the engine first, then the value's own type."""
-    if value is None:
-        return None
+    members = tuple(member for member in members if member is not type(None))
+    if value is None or len(members) == 1:
+        return build(members[0], value, missing)
 
     def rank(member: Any) -> int:
         origin = typing.get_origin(bare(member)) or bare(member)
         own = isinstance(origin, type) and (dataclasses.is_dataclass(origin) or issubclass(origin, enum.Enum))
         return 0 if own else 1 if origin is type(value) else 2
 
-    for member in sorted((member for member in members if member is not type(None)), key=rank):
-        try:
+    for member in sorted(members, key=rank):
+        with contextlib.suppress(Misfit):
             built = build(member, value, missing)
-            if same(plain(built, missing), value):
+            if plain(built, missing) == value:
                 return built
-        except (Misfit, NotSerialisable):
-            continue
     raise Misfit(f"{value!r:.100} fits none of {len(members)} alternatives")
 
 
