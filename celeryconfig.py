@@ -29,6 +29,7 @@ task_reject_on_worker_lost = False
 
 imports = (
     "orchestrator_tasks.tickets.tasks",
+    "orchestrator_tasks.engine.tasks",
     "orchestrator_tasks.kernel.bulk",
     "orchestrator_tasks.kernel.webhooks",
     "orchestrator_tasks.kernel.canary",
@@ -51,7 +52,7 @@ worker_soft_shutdown_timeout = 0  # the workers' own keeper ends what is running
 worker_cancel_long_running_tasks_on_connection_loss = False
 
 # What happens every so often: seconds from one due time to the next. The rows of `schedules` decide what a tick runs.
-SCHEDULES = {"tallies": 5.0, "partitions": 60.0, "housekeeping": 600.0}
+SCHEDULES = {"tallies": 5.0, "engine_inputs": 2.0, "partitions": 60.0, "housekeeping": 600.0, "engine": 1.0}
 beat_scheduler = "orchestrator_tasks.beat:BoundedScheduler"
 beat_max_loop_interval = 1
 # A tick that waited for long says nothing that a later one does not. The margin is for clocks that differ.

@@ -10,6 +10,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from models.engine.queries import live_runs
+from models.engine.retention import tend_inputs
+from models.engine.states import RUN
 from models.kernel import processes, schedules
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import make_partitions
@@ -23,6 +26,7 @@ from models.tickets.queries import live_tickets
 from models.tickets.states import TICKET
 from models.tickets.stops import forget_old_stops
 from orchestrator_tasks.app import app
+from orchestrator_tasks.engine import planner
 from orchestrator_tasks.keeper import keeper
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ MOST_IN_A_TICK = 100
 
 def forget_old_history(connection: Any) -> None:
     """Drop the parts of the ledger that are older than `ledger_keep_days` and that nobody needs."""
-    drop_old_partitions(connection, {TICKET.kind: live_tickets()})
+    drop_old_partitions(connection, {TICKET.kind: live_tickets(), RUN.kind: live_runs()})
 
 
 CHORES: list[Callable[[Any], object]] = [
@@ -56,6 +60,12 @@ def partitions() -> None:
         log.info("ledger partitions made ahead", extra={"partitions": made})
 
 
+def engine_inputs() -> None:
+    """Make room in the engine's log, and partitions ahead."""
+    with statement() as connection:
+        tend_inputs(connection)
+
+
 def housekeeping() -> None:
     """Do all chores; one that fails keeps no other from being done. Raises RuntimeError naming those that failed."""
     failed = []
@@ -73,7 +83,9 @@ def housekeeping() -> None:
 DUTIES: dict[str, Callable[..., object]] = {
     "tallies": tallies,
     "partitions": partitions,
+    "engine_inputs": engine_inputs,
     "housekeeping": housekeeping,
+    "engine": planner.plan,
 }
 """By the first part of a schedule's name; the duty of `name:subject` is given the subject."""
 

@@ -51,6 +51,7 @@ _APPEND = Prepared(
     ), met AS (
         INSERT INTO engine_symbols (symbol, first_seq)
         SELECT key, last_seq - %(n)s + value::bigint FROM head, jsonb_each_text(%(places)s)
+         WHERE NOT EXISTS (SELECT FROM engine_symbols WHERE symbol = key) -- which waits for no planner
         ON CONFLICT (symbol) DO NOTHING
     )
     SELECT * FROM head
