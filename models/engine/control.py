@@ -14,7 +14,7 @@ from models.engine.queries import Row, find_config_row, get_status
 from models.engine.states import DEGRADED, DRAINED, ENGINE, INIT, RUNNING, STOPPED
 from models.engine.tables import engine_configs, engine_control
 from models.kernel.clients import Caller
-from models.kernel.errors import Conflict, IllegalTransition
+from models.kernel.errors import Conflict, IllegalTransition, NotFound
 from models.kernel.ledger import note
 from models.kernel.transition import Rows, Subject, Told, Transition
 
@@ -142,8 +142,23 @@ def tell(connection: Connection, topic: str, actor: str, body: Mapping[str, Any]
 
 def get_config(connection: Connection) -> tuple[int, Config] | None:
     """The present configuration and its version; None when none was accepted yet."""
-    row = find_config_row(connection)
-    return None if row is None else (row["version"], read_config(row["body"]))
+    version = connection.scalar(select(engine_control.c.config_version))
+    return None if version is None else (version, get_version(connection, version))
+
+
+VERSIONS: dict[tuple[Any, int], Config] = {}
+"""What this process has read, by database and version: versions never change."""
+
+
+def get_version(connection: Connection, version: int) -> Config:
+    """The configuration of a version. Raises NotFound."""
+    kept = connection.engine.url, version
+    if kept not in VERSIONS:
+        row = find_config_row(connection, version)
+        if row is None:
+            raise NotFound(f"There is no configuration {version}", code="config_not_found")
+        VERSIONS[kept] = read_config(row["body"])
+    return VERSIONS[kept]
 
 
 def accept_config(connection: Connection, body: Mapping[str, Any], accepted_by: str) -> int:

@@ -20,7 +20,7 @@ from models.engine.control import get_config, tell
 from models.engine.cuts import Last, is_runnable, run_id
 from models.engine.delays import retry_delays
 from models.engine.inputs import close_time, count_records, find_cut_end
-from models.engine.queries import Row, get_now, list_lasts
+from models.engine.queries import Row, get_now, get_status, list_lasts
 from models.engine.states import RUNNING
 from models.engine.tables import engine_control
 from models.engine.transitions import PLAN
@@ -30,14 +30,15 @@ ACTOR = "planner"
 MISSED = "engine_ticks_missed"
 MOST_TICKS = 20
 """Of one pass: its transaction stays short, and another pass follows at once."""
-BOOKKEEPING_SECONDS = 15
+BOOKKEEPING_SECONDS = 45
 """What a worker may need beside the engine's own time: an engine that is imported, rows that are read."""
 
 
 @dataclass
 class Pass:
-    """What one pass did. `more`: it left ticks that are due. `next_tick_ms`: None while nothing is planned."""
+    """What one pass did at `now_ms`. `more`: ticks are left that are due. `next_tick_ms`: None while it plans nothing."""
 
+    now_ms: int
     ticks: int = 0
     runs: int = 0
     skipped: int = 0
@@ -55,27 +56,27 @@ def plan_runs(now_ms: int | None = None) -> Pass:
     """
     with statement() as connection:
         now = get_now(connection) if now_ms is None else now_ms
-        next_tick_ms = find_next_tick(connection)
-        if next_tick_ms is not None and next_tick_ms >= now:
-            return Pass(next_tick_ms=next_tick_ms)
+        status = get_status(connection)
+        if not is_planning(status) or (status["next_tick_ms"] or 0) >= now:
+            return Pass(now, next_tick_ms=status["next_tick_ms"] if is_planning(status) else None)
         close_time(connection, now)
     with transaction() as connection:
         return plan_ticks(connection, now)
 
 
-def find_next_tick(connection: Connection) -> int | None:
-    return connection.scalar(select(engine_control.c.next_tick_ms))
+def is_planning(status: Row) -> bool:
+    return status["state"] == RUNNING and not status["scheduling_paused"]
 
 
 def plan_ticks(connection: Connection, now_ms: int) -> Pass:
     """Plan what is due before `now_ms`, beyond which time must have been closed; `connection` must be a transaction."""
     control = connection.execute(select(engine_control).with_for_update()).mappings().one()
     configured = get_config(connection)
-    if control["state"] != RUNNING or control["scheduling_paused"] or configured is None:
-        return Pass()
+    if configured is None or not is_planning(control):
+        return Pass(now_ms)
     version, config = configured
     begin = control["next_tick_ms"]
-    done = Pass(next_tick_ms=first_tick(config.scheduler, now_ms) if begin is None else begin)
+    done = Pass(now_ms, next_tick_ms=first_tick(config.scheduler, now_ms) if begin is None else begin)
     skip_missed(connection, config, done, now_ms)
     due = count_due(config.scheduler, done.next_tick_ms or 0, now_ms)
     make_runs(connection, version, config, done, min(due, MOST_TICKS))
