@@ -43,7 +43,10 @@ class Store:
     states: dict[str, Any]
 
 
-PARTS = {name: make_dataclass(f"{name.title()}Snapshot", names, frozen=True) for name, names in FIELDS.items()}
+PARTS = {
+    name: make_dataclass(f"{name.title()}Snapshot", [(field, Any) for field in names], frozen=True)
+    for name, names in FIELDS.items()
+}
 Snapshot = make_dataclass("Snapshot", [("symbol", str), ("timestamp", int), *PARTS.items()], frozen=True)
 OWN_MISSING = Missing()
 
@@ -132,7 +135,7 @@ class Engine:
         raise StateNotKept("the state cannot be stored: its annotations do not say how it is made again")
 
     def built_config(self, config: Mapping[str, Any]) -> Any:
-        if self.config_type is None:
+        if self.config_type is None and config:
             raise Misfit("run_with_hysteresis takes no configuration")
         return build(self.config_type, dict(config))
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from models.engine.snapshots import FIELDS, MISSING
 from models.kernel.errors import InvalidSettings
 from models.kernel.settings import settings
-from orchestrator_tasks.engine import hosts
+from orchestrator_tasks.engine import host, hosts
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine, check_engine, close_host
 from tests.service.waiting import eventually
 
@@ -90,6 +91,10 @@ def test_a_call_finds_nothing_that_the_one_before_has_left() -> None:
     assert answers[0]["ok"]["regime_output"]["confidence"] == 1.0  # its first call, each time
 
 
+def test_a_rehearsal_goes_the_whole_way_of_a_call() -> None:
+    assert orjson.loads(host.rehearse())["ok"]["regime_output"]["symbol"] == "X"
+
+
 def test_the_host_imports_the_engine_once_and_lives_on() -> None:
     call("calm")
     first = host_pid()
@@ -133,13 +138,13 @@ def test_an_engine_that_recurses_without_end_fails() -> None:
 @pytest.mark.parametrize("symbol", ["loops", "loops unsignalled", "counts for ever", "matches for ever"])
 def test_an_engine_that_never_ends_is_killed_at_its_deadline(symbol: str) -> None:
     call("calm")
-    host = host_pid()
+    first = host_pid()
     assert call(symbol, SOON) == {
         "error_kind": "engine_timeout",
         "error_detail": "the engine did not answer within its time",
     }
     assert "ok" in call("calm")
-    assert host_pid() == host
+    assert host_pid() == first
 
 
 def test_a_host_that_hangs_is_killed_with_its_engine_and_made_anew(tmp_path: Path) -> None:
@@ -277,10 +282,10 @@ call("waits", 600, Path({path!r}))
 def test_host_and_engine_end_with_the_process_that_called(number: int, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     caller = subprocess.Popen([sys.executable, "-c", CALLER.format(path=str(path))])
-    engine, host = noted(path)
+    engine, parent = noted(path)
     caller.send_signal(number)
     caller.wait(LONG)
-    eventually(lambda: not is_running(engine) and not is_running(host), within=LONG, what="both have ended")
+    eventually(lambda: not is_running(engine) and not is_running(parent), within=LONG, what="both have ended")
 
 
 def test_it_works_in_daemonic_processes_and_each_has_a_host_of_its_own(tmp_path: Path) -> None:

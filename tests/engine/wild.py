@@ -68,11 +68,14 @@ def grows(_: Any) -> None:
         held.append("x" * 2**20)
 
 
-def forks(act: Callable[[], None]) -> None:
+def forks(levels: Any) -> None:
+    """Leave a process behind, in a session of its own, once it has said who it is."""
     if os.fork() == 0:
         os.setsid()
-        act()
+        notes(levels)
         FOREVER.wait()
+    while not Path(levels["path"]).exists():
+        os.sched_yield()
 
 
 def notes(levels: Any) -> None:
@@ -83,14 +86,8 @@ def notes(levels: Any) -> None:
     part.rename(levels["path"])
 
 
-def leaves_a_process(levels: Any) -> None:
-    forks(lambda: notes(levels))
-    while not Path(levels["path"]).exists():
-        os.sched_yield()
-
-
 def ends_before_its_process(levels: Any) -> None:
-    forks(lambda: notes(levels))
+    forks(levels)
     os._exit(0)
 
 
@@ -144,7 +141,7 @@ ACTS: dict[str, Callable[[Any], list[str] | None]] = {
     "matches for ever": lambda _: [str(re.match("(a+)+$", "a" * 64 + "b"))],
     "waits": waits,
     "leaves a thread": leaves_a_thread,
-    "leaves a process": leaves_a_process,
+    "leaves a process": forks,
     "ends before its process": ends_before_its_process,
     "prints": prints,
     "closes everything": lambda _: os.closerange(3, 64),
