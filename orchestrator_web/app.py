@@ -15,7 +15,7 @@ from models.kernel.logs import about
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import auth, docs, health, parsing, problems
-from orchestrator_web.engine import ingest
+from orchestrator_web.engine import ingest, marks
 from orchestrator_web.engine import routes as engine
 from orchestrator_web.engine import streams as outputs
 from orchestrator_web.json import StrictJson
@@ -73,6 +73,7 @@ def create_app() -> Flask:
     api.register_blueprint(clients.blueprint)
     api.register_blueprint(webhooks.blueprint)
     api.register_blueprint(ingest.blueprint)
+    api.register_blueprint(marks.blueprint)
     api.register_blueprint(engine.blueprint)
     api.register_blueprint(outputs.blueprint)
     app.register_blueprint(health.blueprint)
