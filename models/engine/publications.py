@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, RowMapping, and_, case, cast, func, select, true
+from sqlalchemy import Connection, RowMapping, and_, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
-from models.engine.tables import (
-    engine_appends,
-    engine_configs,
-    engine_control,
-    engine_head,
-    engine_outputs,
-    engine_publications,
-)
-from models.kernel.horizon import find_horizon
+from models.engine.tables import engine_outputs, engine_publications
+from models.kernel.horizon import find_horizon, get_last_seq
+from models.kernel.ledger import ledger
 from models.kernel.tallies import tally_position
 
 Row = RowMapping
@@ -29,6 +24,7 @@ WINDOW = 50_000
 PATIENCE_SECONDS = 0.25
 COUNT_CAP = 100_000
 STREAM = "stream"
+MINE = engine_publications.c.name == STREAM
 
 
 def find_decided(connection: Connection) -> int:
@@ -59,51 +55,58 @@ def list_outputs(
     return found, found[-1]["seq"] if len(found) == limit else max(end, after)
 
 
-def now_ms() -> Any:
-    """The database's clock in whole milliseconds."""
-    return cast(func.floor(func.extract("epoch", func.clock_timestamp()) * 1000), BigInteger)
+def list_outputs_of_run(connection: Connection, run_id: str) -> Sequence[Row]:
+    """All outputs of one run, in order; it has few."""
+    mine = select(engine_outputs).where(engine_outputs.c.run_id == run_id).order_by(engine_outputs.c.seq)
+    return connection.execute(mine).mappings().all()
 
 
-def current(*members: str) -> Any:
-    """A member of the present configuration as a text; null where there is none."""
-    body = engine_configs.c.body[members].astext
-    return select(body).where(engine_configs.c.version == engine_control.c.config_version).scalar_subquery()
+# pushing them to a stream: whoever holds the position's row does
 
 
-def get_control(connection: Connection) -> Row:
-    """The engine's row, with the `mode` of its cadence and for how long publishing has been blocked up to now."""
-    since = func.extract("epoch", func.clock_timestamp() - engine_control.c.blocked_at) * 1000
-    blocked_ms = engine_control.c.blocked_ms + cast(func.coalesce(since, 0), BigInteger)
-    others = [column for column in engine_control.c if column.name != "blocked_ms"]
-    made = select(*others, blocked_ms.label("blocked_ms"), current("scheduler", "mode").label("mode"))
-    return connection.execute(made).mappings().one()
+def find_publication(connection: Connection) -> Row | None:
+    """How far the stream is; None when nothing was ever pushed."""
+    return connection.execute(select(engine_publications).where(MINE)).mappings().one_or_none()
 
 
-def get_buffer(connection: Connection) -> Row:
-    """The log of inputs now: first_seq, last_seq, depth, capacity (null: no configuration), age_ms of its oldest."""
-    head = engine_head.c
-    oldest = select(engine_appends.c.ingest_ts_ms).where(engine_appends.c.last_seq >= head.first_seq)
-    oldest_ts_ms = oldest.order_by(engine_appends.c.last_seq).limit(1).scalar_subquery()
-    capacity = cast(current("buffer_retention", "max_records"), BigInteger).label("capacity")
-    depth = (head.last_seq - head.first_seq + 1).label("depth")
-    age = func.greatest(now_ms() - oldest_ts_ms, 0)
-    age_ms = case((oldest_ts_ms.is_not(None), age)).label("age_ms")  # greatest() passes nulls by
-    made = select(head.first_seq, head.last_seq, depth, capacity, age_ms).join(engine_control, true())
-    return connection.execute(made).mappings().one()
+def count_pending(connection: Connection, cap: int = COUNT_CAP) -> int:
+    """How many outputs the stream has yet to be given, counted up to `cap`."""
+    at = func.coalesce(select(engine_publications.c.seq).where(MINE).scalar_subquery(), 0)
+    waiting = select(engine_outputs.c.seq).where(engine_outputs.c.seq > at).limit(cap).subquery()
+    return int(connection.scalar(select(func.count()).select_from(waiting)) or 0)
 
 
-def get_publishing(connection: Connection) -> Row:
-    """How far outputs were pushed: stream (null: none), pending (up to COUNT_CAP), last_seq, last_error."""
-    at, outputs = engine_publications.c, engine_outputs.c
-    stream = current("output_publish", "stream").label("stream")
-    waiting = select(outputs.seq).where(outputs.seq > func.coalesce(at.seq, 0)).limit(COUNT_CAP + 1)
-    count = select(func.count()).select_from(waiting.correlate(engine_publications).lateral("waiting"))
-    pending = case((stream.is_not(None), count.scalar_subquery()), else_=0)
-    made = select(
-        stream,
-        func.least(pending, COUNT_CAP).label("pending"),
-        (pending > COUNT_CAP).label("pending_is_estimate"),
-        at.seq.label("last_seq"),
-        at.last_error,
-    ).select_from(engine_control.outerjoin(engine_publications, at.name == STREAM))
-    return connection.execute(made).mappings().one()
+def is_due(connection: Connection) -> bool:
+    """Whether the ledger has grown since the last push."""
+    publication = find_publication(connection)
+    return publication is None or get_last_seq(connection) > publication["seq"]
+
+
+def hold_publication(connection: Connection) -> int | None:
+    """The seq up to which outputs were pushed, held until the transaction ends; None while another holds it."""
+    connection.execute(insert(engine_publications).values(name=STREAM).on_conflict_do_nothing())
+    held: int | None = connection.scalar(
+        select(engine_publications.c.seq).where(MINE).with_for_update(skip_locked=True)
+    )
+    return held
+
+
+def move_publication(connection: Connection, seq: int, published: Sequence[int]) -> None:
+    """Everything up to `seq` was pushed, these outputs among it."""
+    took = func.greatest(func.extract("epoch", func.clock_timestamp() - ledger.c.at) * 1000, 0)
+    latency = select(func.coalesce(func.sum(took), 0)).where(ledger.c.seq.in_(published)).scalar_subquery()
+    values: dict[str, Any] = {"seq": seq, "last_error": None}
+    if published:
+        values |= {
+            "published": engine_publications.c.published + len(published),
+            "published_at": func.clock_timestamp(),
+            "latency_ms": engine_publications.c.latency_ms + latency,
+        }
+    connection.execute(update(engine_publications).where(MINE).values(values))
+
+
+def record_failure(connection: Connection, error: str) -> None:
+    """The stream took nothing, and why."""
+    why = {"last_error": error.replace("\0", "")}
+    made = insert(engine_publications).values(name=STREAM, **why)
+    connection.execute(made.on_conflict_do_update(index_elements=["name"], set_=why))

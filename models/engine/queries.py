@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, cast, func, select
+from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, case, cast, func, select
 
 from models.engine.cuts import Last
 from models.engine.states import ENDED, RUN
-from models.engine.tables import engine_configs, engine_control, engine_head, engine_runs, engine_states, engine_symbols
+from models.engine.tables import (
+    engine_appends,
+    engine_configs,
+    engine_control,
+    engine_head,
+    engine_runs,
+    engine_states,
+    engine_symbols,
+)
 from models.kernel.errors import NotFound
 
 Row = RowMapping
 LIVE = sorted(RUN.states - ENDED)
+COUNT_CAP = 10_000
 FILTERS = ("symbol", "state", "engine_mode", "error_kind", "config_version")
 
 
@@ -40,13 +49,28 @@ def list_runs(
 ) -> Sequence[Row]:
     """Runs, the one planned last first. `before` is the number of the last one seen: as fast at any depth.
 
-    `filters` are exact, on the columns in FILTERS.
+    `filters` are exact, on the columns in FILTERS; `from` and `to` bound the engine's timestamp.
     """
-    wanted = [engine_runs.c[name] == filters[name] for name in FILTERS if name in filters]
+    query = select(engine_runs).where(matching(filters)).order_by(engine_runs.c.number.desc()).limit(limit)
     if before is not None:
-        wanted.append(engine_runs.c.number < before)
-    query = select(engine_runs).where(and_(True, *wanted)).order_by(engine_runs.c.number.desc()).limit(limit)
+        query = query.where(engine_runs.c.number < before)
     return connection.execute(query).mappings().all()
+
+
+def matching(filters: Mapping[str, Any]) -> Any:
+    """The condition for the filters of `list_runs`."""
+    at = engine_runs.c.engine_timestamp_ms
+    wanted = [engine_runs.c[name] == filters[name] for name in FILTERS if name in filters]
+    wanted += [at >= filters["from"]] if "from" in filters else []
+    wanted += [at <= filters["to"]] if "to" in filters else []
+    return and_(True, *wanted)
+
+
+def count_runs(connection: Connection, filters: Mapping[str, Any]) -> tuple[int, bool]:
+    """How many runs match, counted up to COUNT_CAP; and whether there are more than that."""
+    some = select(engine_runs.c.id).where(matching(filters)).limit(COUNT_CAP + 1).subquery()
+    found = connection.scalar(select(func.count()).select_from(some)) or 0
+    return min(found, COUNT_CAP), found > COUNT_CAP
 
 
 def list_lost_counts(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
@@ -87,3 +111,23 @@ def find_config_row(connection: Connection, version: int | None = None) -> Row |
     if version is None:
         wanted = select(engine_control.c.config_version).scalar_subquery()
     return connection.execute(select(engine_configs).where(engine_configs.c.version == wanted)).mappings().one_or_none()
+
+
+def get_config_row(connection: Connection, version: int | None = None) -> Row:
+    """The same. Raises NotFound."""
+    row = find_config_row(connection, version)
+    if row is None:
+        which = "No configuration was accepted yet" if version is None else f"There is no configuration {version}"
+        raise NotFound(which, code="config_not_found")
+    return row
+
+
+def get_buffer(connection: Connection) -> Row:
+    """The log of inputs: first_seq, last_seq, depth, age_ms of the oldest record (null: it is empty), and now_ms."""
+    head = engine_head.c
+    oldest = select(engine_appends.c.ingest_ts_ms).where(engine_appends.c.last_seq >= head.first_seq)
+    at = oldest.order_by(engine_appends.c.last_seq).limit(1).scalar_subquery()
+    age = case((at.is_not(None), func.greatest(now_ms() - at, 0))).label("age_ms")  # greatest() passes nulls by
+    depth = (head.last_seq - head.first_seq + 1).label("depth")
+    row = select(head.first_seq, head.last_seq, depth, age, now_ms().label("now_ms"))
+    return connection.execute(row).mappings().one()

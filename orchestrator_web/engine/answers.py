@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from models.engine import queries
+from models.engine.publications import COUNT_CAP, count_pending, find_publication
+from models.engine.states import RUN, RUNNING
+from models.kernel.settings import settings
+from models.kernel.tallies import count_states
 from orchestrator_web.engine import schemas
 from orchestrator_web.json import dumps
 
@@ -13,35 +18,51 @@ Row = Mapping[str, Any]
 SAME = tuple(name for name in schemas.RunRecord._declared_fields if name not in {"run_id", "status"})
 
 
-def status(control: Row, buffer: Row, runs: Mapping[str, int], publish: Row, module: str) -> dict[str, Any]:
-    """How the engine does; a full buffer pauses ingestion by itself."""
-    full = is_full(buffer)
+def read_status(connection: Any) -> dict[str, Any]:
+    """How the engine does at this moment."""
+    control, buffer = queries.get_status(connection), queries.get_buffer(connection)
+    config = queries.find_config_row(connection)
+    body = config["body"] if config else NOTHING
+    counts = count_states(connection, RUN.kind)
+    return {
+        **health(control, buffer, body["buffer_retention"]["max_records"]),
+        "config_version": control["config_version"],
+        "config_error": control["config_error"],
+        "engine_module": settings().engine_module,
+        "buffer": buffer_facts(buffer, body["buffer_retention"]["max_records"]),
+        "scheduler": {"mode": body["scheduler"]["mode"], **scheduler_facts(control)},
+        "runs": {state: counts.get(state, 0) for state in schemas.STATES},
+        "publish": publish_facts(connection, control, buffer["now_ms"], body["output_publish"]["stream"] or None),
+    }
+
+
+NOTHING: dict[str, Any] = {
+    "buffer_retention": {"max_records": None},
+    "scheduler": {"mode": None},
+    "output_publish": {"stream": None},
+}
+"""What an engine without a configuration is told to do."""
+
+
+def health(control: Row, buffer: Row, capacity: int | None) -> dict[str, Any]:
+    """The contract's HealthStatus, and why something is paused. A full buffer pauses ingestion by itself."""
+    full = capacity is not None and buffer["depth"] >= capacity
     ingestion_paused = control["ingestion_paused"] or full
     why = [control["paused_why"]] if control["paused_why"] else []
-    why += [f"the buffer holds {buffer['depth']} of {buffer['capacity']} records"] if full else []
+    why += [f"the buffer holds {buffer['depth']} of {capacity} records"] if full else []
     return {
-        "ready": control["state"] == "running" and not ingestion_paused and not control["scheduling_paused"],
+        "ready": control["state"] == RUNNING and not ingestion_paused and not control["scheduling_paused"],
         "state": control["state"],
         "ingestion_paused": ingestion_paused,
         "scheduling_paused": control["scheduling_paused"],
         "paused_why": "; ".join(why) or None,
-        "config_version": control["config_version"],
-        "engine_module": module,
-        "buffer": buffer_facts(buffer),
-        "scheduler": scheduler_facts(control),
-        "runs": {state: runs.get(state, 0) for state in schemas.STATES},
-        "publish": {**publish, "blocked_ms": control["blocked_ms"], "blocks": control["blocks"]},
     }
 
 
-def is_full(buffer: Row) -> bool:
-    return buffer["capacity"] is not None and buffer["depth"] >= buffer["capacity"]
-
-
-def buffer_facts(buffer: Row) -> dict[str, Any]:
+def buffer_facts(buffer: Row, capacity: int | None) -> dict[str, Any]:
     return {
         "depth": buffer["depth"],
-        "capacity": buffer["capacity"],
+        "capacity": capacity,
         "age_ms": buffer["age_ms"],
         "first_ingest_seq": buffer["first_seq"] if buffer["depth"] else None,
         "last_ingest_seq": buffer["last_seq"],
@@ -50,7 +71,6 @@ def buffer_facts(buffer: Row) -> dict[str, Any]:
 
 def scheduler_facts(control: Row) -> dict[str, Any]:
     return {
-        "mode": control["mode"],
         "next_tick_ms": control["next_tick_ms"],
         "last_tick_ms": control["last_tick_ms"],
         "lag_ms": control["lag_ms"],
@@ -58,6 +78,27 @@ def scheduler_facts(control: Row) -> dict[str, Any]:
         "skipped": control["skipped_ticks"],
         "missed": control["missed_ticks"],
     }
+
+
+def publish_facts(connection: Any, control: Row, now_ms: int, stream: str | None) -> dict[str, Any]:
+    publication: Row = find_publication(connection) or {}
+    pending = count_pending(connection, COUNT_CAP + 1) if stream else 0
+    return {
+        "stream": stream,
+        "pending": min(pending, COUNT_CAP),
+        "pending_is_estimate": pending > COUNT_CAP,
+        "blocked_ms": blocked_ms(control, now_ms),
+        "blocks": control["blocks"],
+        "published": publication.get("published", 0),
+        "last_seq": publication.get("seq"),
+        "last_error": publication.get("last_error"),
+    }
+
+
+def blocked_ms(control: Row, now_ms: int) -> int:
+    """For how long publishing has paused the planning of runs, up to now."""
+    since = control["blocked_at"]
+    return int(control["blocked_ms"]) + (max(0, now_ms - int(since.timestamp() * 1000)) if since else 0)
 
 
 def run(row: Row) -> dict[str, Any]:

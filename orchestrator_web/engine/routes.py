@@ -9,12 +9,14 @@ from typing import Any
 from flask import Response, g
 from flask_smorest import Blueprint
 
-from models.engine import publications
+from models.engine import control, publications, queries
 from models.engine.states import ENGINE, RUN
+from models.kernel.errors import Invalid, InvalidSettings, NotFound
 from models.kernel.horizon import get_last_seq
+from models.kernel.ledger import list_history
 from models.kernel.session import statement, transaction
-from models.kernel.settings import settings
 from models.kernel.tallies import count_states
+from orchestrator_web import paging
 from orchestrator_web.auth import requires
 from orchestrator_web.cursors import read_event_cursor, refused, write_event_cursor
 from orchestrator_web.engine import answers, schemas
@@ -23,6 +25,8 @@ from orchestrator_web.json import dumps
 from orchestrator_web.openings import EARLIEST
 from orchestrator_web.parsing import StrictParser
 
+FILTERS = {"symbol": "symbol", "status": "state", "mode": "engine_mode", "from_": "from", "to": "to"}
+LARGEST_VERSION = 2**31 - 1
 RUN_ID = re.compile(r"[0-9a-f]{64}")
 
 blueprint = Blueprint("engine", __name__, description="Deterministic engine runs over an append-only log of events")
@@ -37,11 +41,7 @@ def answer(body: Any, status: int = 200) -> Response:
 def present_status() -> dict[str, Any]:
     """How the engine does at this moment."""
     with statement() as connection:
-        control = publications.get_control(connection)
-        buffer = publications.get_buffer(connection)
-        publish = publications.get_publishing(connection)
-        runs = count_states(connection, RUN.kind)
-    return answers.status(control, buffer, runs, publish, settings().engine_module)
+        return answers.read_status(connection)
 
 
 @blueprint.get("/engine/status")
@@ -66,8 +66,6 @@ def act(change: Callable[[Any, Any], Any]) -> Response:
 @requires("admin")
 def start_engine() -> Response:
     """Plan runs from now on. From init or drained; else 409 with the present state."""
-    from models.engine import control
-
     return act(control.start_engine)
 
 
@@ -77,8 +75,6 @@ def start_engine() -> Response:
 @requires("admin")
 def drain_engine() -> Response:
     """Plan nothing more; runs under way finish, events are still taken in. From running; else 409."""
-    from models.engine import control
-
     return act(control.drain_engine)
 
 
@@ -88,8 +84,6 @@ def drain_engine() -> Response:
 @requires("admin")
 def stop_engine() -> Response:
     """Plan nothing more and refuse events; planned runs finish. From any other state."""
-    from models.engine import control
-
     return act(control.stop_engine)
 
 
@@ -99,9 +93,91 @@ def stop_engine() -> Response:
 @requires("admin")
 def reset_engine() -> Response:
     """Make a stopped engine one that can be started again. From stopped; else 409."""
-    from models.engine import control
-
     return act(control.reset_engine)
+
+
+@blueprint.get("/engine/config")
+@blueprint.response(200, schemas.EngineConfig)
+@blueprint.alt_response(404, success=False)
+@requires("read")
+def get_config() -> Response:
+    """The configuration under which runs are planned now."""
+    with statement() as connection:
+        return answer(answers.config(queries.get_config_row(connection)))
+
+
+@blueprint.get("/engine/config/<int:version>")
+@blueprint.response(200, schemas.EngineConfig)
+@requires("read")
+def get_config_version(version: int) -> Response:
+    """A configuration that was accepted once."""
+    if version > LARGEST_VERSION:
+        raise NotFound("There is no such configuration", code="config_not_found")
+    with statement() as connection:
+        return answer(answers.config(queries.get_config_row(connection, version)))
+
+
+@blueprint.post("/engine/config")
+@blueprint.arguments(schemas.ConfigDraft())
+@blueprint.response(200, schemas.EngineConfig)
+@requires("admin")
+def accept_config(body: dict[str, Any]) -> Response:
+    """Plan by another configuration from now on; one that means the same as an accepted one keeps its version."""
+    g.subject = (ENGINE.kind, control.ENGINE_ID)
+    with transaction() as connection:
+        try:
+            version = control.accept_config(connection, body, g.caller.name)
+        except InvalidSettings as error:
+            raise of_lines(error.message) from None
+        return answer(answers.config(queries.get_config_row(connection, version)))
+
+
+def of_lines(message: str) -> Invalid:
+    """What is wrong with a configuration: each line names a key by its path."""
+    found = [line.partition(": ") for line in message.splitlines()]
+    errors = [{"pointer": "/" + re.sub(r"[.\[]", "/", path).replace("]", ""), "detail": why} for path, _, why in found]
+    return Invalid(message.replace("\n", "; "), errors=errors, code="config_invalid")
+
+
+@blueprint.get("/engine/runs")
+@blueprint.arguments(schemas.RunQuery(), location="query")
+@blueprint.response(200, schemas.RunPage)
+@requires("read")
+def list_runs(wanted: dict[str, Any]) -> Response:
+    """Engine runs, the one planned last first."""
+    question = {name: wanted[name] for name in FILTERS if name in wanted}
+    before = int(paging.read_cursor(question, wanted["cursor"])[1]) if "cursor" in wanted else None
+    filters = {FILTERS[name]: value for name, value in question.items()}
+    limit = wanted["limit"]
+    with statement() as connection:
+        rows = queries.list_runs(connection, filters, limit=limit + 1, before=before)
+        total, estimated = count(connection, filters)
+    last = rows[limit - 1] if len(rows) > limit else None
+    following = last and paging.write_cursor(question, (last["created_at"], str(last["number"])))
+    page = {"total": total, "total_is_estimate": estimated, "limit": limit, "next_cursor": following}
+    return answer({**page, "runs": [answers.run(row) for row in rows[:limit]]})
+
+
+def count(connection: Any, filters: dict[str, Any]) -> tuple[int, bool]:
+    """How many runs match: from the tallies where they know it, else counted up to the cap."""
+    if set(filters) <= {"state"}:
+        counts = count_states(connection, RUN.kind)
+        return (counts.get(filters["state"], 0) if filters else sum(counts.values())), False
+    return queries.count_runs(connection, filters)
+
+
+@blueprint.get("/engine/runs/<run_id>")
+@blueprint.response(200, schemas.RunWhole)
+@requires("read")
+def get_run(run_id: str) -> Response:
+    """One run: its cut, its attempts and timings, what happened to it, and what came of it."""
+    if not RUN_ID.fullmatch(run_id):
+        raise NotFound("There is no such run", code="run_not_found")
+    with statement() as connection:
+        row = queries.get_run(connection, run_id)
+        history = list_history(connection, RUN.kind, run_id)
+        outputs = publications.list_outputs_of_run(connection, run_id)
+    return answer(answers.whole_run(row, history, outputs))
 
 
 @blueprint.get("/engine/outputs")

@@ -6,6 +6,7 @@ import re
 
 from marshmallow import INCLUDE, RAISE, Schema, fields, validate
 
+from models.engine.events import EVENT_TYPES
 from models.engine.states import ENGINE, RUN
 from models.engine.tables import CUT_KINDS, ERROR_KINDS, MODES
 from orchestrator_web.fields import Json, QueryInteger
@@ -14,7 +15,6 @@ LARGEST_PAGE, DEFAULT_PAGE = 1000, 100
 LONGEST_SYMBOL = 64
 LONGEST_CURSOR = 512
 STATES = tuple(RUN.edges)
-EVENT_TYPES = ("EngineRunStarted", "EngineRunCompleted", "EngineRunFailed", "HysteresisDecisionPublished")
 # The end is spelled so that Python and JSON Schema (ECMA-262) mean the same by it.
 RUN_ID = validate.Regexp(r"^[0-9a-f]{64}(?![\s\S])", error="must be 64 hexadecimal digits")
 DATE_TIME = {"format": "date-time"}
@@ -81,10 +81,7 @@ class OrchestratorEvent(Schema):
     counts_by_event_type = fields.Dict(keys=fields.String(), values=fields.Integer())
     payload = Json(allow_none=True)
     published_ts_ms = fields.Integer(
-        metadata={
-            "description": "when it was pushed to the Redis stream: only there, for what is recorded, read and streamed"
-            f" here has none; {OPERATIONAL}"
-        }
+        metadata={"description": f"when it was recorded and so could be read; {OPERATIONAL}"}
     )
 
 
@@ -207,8 +204,9 @@ class Publish(Schema):
     stream = fields.String(required=True, allow_none=True, metadata={"description": "null: none is configured"})
     pending = fields.Integer(required=True, metadata={"description": "outputs that the stream has yet to be given"})
     pending_is_estimate = fields.Boolean(required=True, metadata={"description": "true: there are more"})
-    blocked_ms = fields.Integer(required=True, metadata={"description": "for how long it was blocked, ever"})
+    blocked_ms = fields.Integer(required=True, metadata={"description": "for how long it paused the planning, ever"})
     blocks = fields.Integer(required=True, metadata={"description": "how often"})
+    published = fields.Integer(required=True, metadata={"description": "outputs that the stream was given, ever"})
     last_seq = fields.Integer(required=True, allow_none=True)
     last_error = fields.String(required=True, allow_none=True)
 
@@ -222,6 +220,9 @@ class EngineStatus(Schema):
     scheduling_paused = fields.Boolean(required=True)
     paused_why = fields.String(required=True, allow_none=True)
     config_version = fields.Integer(required=True, allow_none=True)
+    config_error = fields.String(
+        required=True, allow_none=True, metadata={"description": "why the configuration file was refused"}
+    )
     engine_module = fields.String(required=True)
     buffer = fields.Nested(Buffer, required=True)
     scheduler = fields.Nested(Scheduler, required=True)
@@ -237,3 +238,10 @@ class EngineConfig(Schema):
     accepted_at = fields.String(required=True, metadata=DATE_TIME)
     accepted_by = fields.String(required=True)
     config = Json(required=True)
+
+
+class ConfigDraft(Schema):
+    """A configuration to be accepted: the keys of the TOML file. What is wrong is named key by key."""
+
+    class Meta:
+        unknown = INCLUDE

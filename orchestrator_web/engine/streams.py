@@ -9,6 +9,7 @@ from flask import Response
 from flask_smorest import Blueprint
 
 from models.engine.canonical import canonical
+from models.engine.events import PUBLIC_TOPICS
 from models.engine.states import RUN
 from models.kernel.feed import Selection
 from orchestrator_web.auth import requires
@@ -57,12 +58,12 @@ def connect_outputs(wanted: dict[str, Any], resumed: dict[str, str]) -> Response
 def selection(wanted: Mapping[str, Any]) -> Selection:
     """The outputs that a query asks for."""
     facts = tuple((name, wanted[name]) for name in FACTS if name in wanted)
-    return Selection(RUN.kind, TOPICS, wanted.get("run_id"), facts)
+    return Selection(RUN.kind, frozenset(PUBLIC_TOPICS), wanted.get("run_id"), facts)
 
 
 def render_output(row: Mapping[str, Any]) -> Event | None:
     """A row of the ledger as the public sees it: the canonical event; None when it is not for the public."""
-    if row["subject_kind"] != RUN.kind or row["topic"] not in TOPICS:
+    if row["subject_kind"] != RUN.kind or row["topic"] not in PUBLIC_TOPICS:
         return None
     cursor = write_event_cursor(STREAM, row["seq"])
     event, kind = canonical(row["body"]), row["body"]["event_type"]
