@@ -12,7 +12,7 @@ import orjson
 
 from models.engine.canonical import canonical
 from models.engine.events import OPERATIONAL
-from models.engine.replay import Engine, Replayed, replay
+from models.engine.replay import Engine, Replayed, replay, was_not_the_engine
 
 ABSENT = object()
 RUN_RECORD = "EngineRunRecord"
@@ -60,8 +60,9 @@ def find_divergence(run: Replayed) -> Divergence | None:
             if found := first_difference(published, replayed):
                 told = published if replayed is ABSENT else replayed
                 return divergence(run, event_type_of(told), *found)
-    recorded = {name: run.run.get(name) for name in run.derived}
-    found = first_difference(recorded, dict(run.derived))
+    unasked = {"snapshot_ingest_seq"} if was_not_the_engine(run.run) else set()
+    names = run.derived.keys() - unasked
+    found = first_difference({n: run.run.get(n) for n in names}, {n: run.derived[n] for n in names})
     return divergence(run, RUN_RECORD, *found) if found else None
 
 

@@ -164,8 +164,9 @@ def export_lines(connection: Connection, plan: Plan) -> Iterator[bytes]:
 
 def config_lines(connection: Connection, writer: Writer) -> Iterator[bytes]:
     configs = engine_configs.c
-    for row in connection.execute(select(configs.version, configs.digest, configs.body).order_by(configs.version)):
-        yield writer.line("config", row._asdict())
+    query = select(configs.version, configs.digest, configs.body).order_by(configs.version)
+    for version, digest, body in connection.execute(query):
+        yield writer.line("config", {"version": version, "digest": digest, "body": body})
 
 
 def run_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[bytes]:
@@ -181,7 +182,7 @@ def run_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[by
                 check_next(reached + 1, seq)
                 reached = seq
                 yield writer.line("record", {"ingest_seq": seq, "ingest_ts_ms": ts_ms, "event": event})
-            yield writer.line("run", run._asdict())
+            yield writer.line("run", dict(zip(RECORD_NAMES, run, strict=True)))
             for event in outputs.get(run.run_id, ()):
                 yield writer.line("output", {}, event=event)
 

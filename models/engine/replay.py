@@ -30,6 +30,8 @@ from models.engine.states import COMPLETED
 MISSING_INPUTS, MISSING_DETAIL = "missing_snapshot_inputs", "missing SnapshotInputs"
 NOT_CALLED_AGAIN = frozenset({"engine_timeout", "publish_failure"})
 """Failures of the machine that a run ran on: they are told as they were recorded."""
+ENGINE_FAILURE = "engine_failure"
+LONGEST_DETAIL = 500
 
 
 class Engine(Protocol):
@@ -184,7 +186,8 @@ class Replay:
             "snapshot_ingest_seq": snapshot and snapshot[0],
         }
         opened.close(end)
-        made = self.events_of({**run, **derived, "id": derived["run_id"]}, opened, snapshot, line.number)
+        told = {**run, **derived, "id": derived["run_id"], "snapshot_ingest_seq": run.get("snapshot_ingest_seq")}
+        made = self.events_of(told, opened, snapshot, line.number)
         return Replayed(line.number, run, derived, snapshot, made, [*map(canonical, made)], [])
 
     def events_of(
@@ -194,7 +197,7 @@ class Replay:
         outcome = self.outcome(run, opened, snapshot, number)
         made = [events.started_event(run)]
         if "ok" not in outcome:
-            kind, detail = outcome["error_kind"], outcome["error_detail"]
+            kind, detail = outcome["error_kind"], storable(outcome["error_detail"])
             return [*made, events.failed_event({**run, "error_kind": kind, "error_detail": detail})]
         answered = outcome["ok"]
         if run["engine_mode"] == HYSTERESIS:
@@ -212,7 +215,7 @@ class Replay:
             given = engine_input(snapshot[1], run["engine_timestamp_ms"])
         except SnapshotNotBuilt as error:
             return {"error_kind": error.code, "error_detail": error.message}
-        if run.get("error_kind") in NOT_CALLED_AGAIN:
+        if was_not_the_engine(run):
             return {"error_kind": run["error_kind"], "error_detail": run["error_detail"]}
         request = {"mode": run["engine_mode"], "input": given}
         if run["engine_mode"] == HYSTERESIS:
@@ -224,6 +227,20 @@ class Replay:
             return self.configs[run["config_version"]]
         except KeyError:
             raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export") from None
+
+
+def was_not_the_engine(run: Mapping[str, Any]) -> bool:
+    """Whether the run failed of something that no call of the engine can show: its time was up, its workers were lost.
+
+    What the engine answers is recorded together with the record that it was given.
+    """
+    unasked = run.get("error_kind") == ENGINE_FAILURE and run.get("snapshot_ingest_seq") is None
+    return unasked or run.get("error_kind") in NOT_CALLED_AGAIN
+
+
+def storable(detail: str) -> str:
+    """A detail as runs keep it: what Postgres can hold, and of that the beginning."""
+    return detail[:LONGEST_DETAIL].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:LONGEST_DETAIL]
 
 
 def envelope(number: int, text: str) -> tuple[str, str, Any]:
