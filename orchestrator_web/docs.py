@@ -28,10 +28,23 @@ SERVED = frozenset({"docs.js", "redoc.js", "redoc.standalone.js", "swagger-ui-bu
 
 OF_THE_LIBRARY = ("Error", "PaginationMetadata")
 A_PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
+ENGINE = {
+    "type": ["object", "null"],
+    "required": ["ready", "state", "ingestion_paused", "scheduling_paused", "paused_why"],
+    "properties": {
+        **{name: {"type": "boolean"} for name in ("ready", "ingestion_paused", "scheduling_paused")},
+        "state": {"type": "string"},
+        "paused_why": {"type": ["string", "null"]},
+    },
+}
 READINESS = {
     "type": "object",
-    "required": ["status", "missing"],
-    "properties": {"status": {"type": "string"}, "missing": {"type": "array", "items": {"type": "string"}}},
+    "required": ["status", "missing", "engine"],
+    "properties": {
+        "status": {"type": "string"},
+        "missing": {"type": "array", "items": {"type": "string"}},
+        "engine": ENGINE,
+    },
 }
 HEALTH = {"type": "object", "required": ["status"], "properties": {"status": {"const": "healthy"}}}
 TEXT = {"type": "string"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 from flask import Blueprint, Response, jsonify
 from flask.typing import ResponseReturnValue
@@ -13,10 +15,12 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import hints, metrics
 from orchestrator_web.auth import public, requires
+from orchestrator_web.engine.answers import read_health
 
 blueprint = Blueprint("health", __name__)
 
 FEWEST_PARTITIONS_AHEAD = 2
+DATABASE = "database"
 
 
 @blueprint.get("/healthz")
@@ -29,11 +33,15 @@ def healthz() -> ResponseReturnValue:
 @blueprint.get("/readyz")
 @public
 def readyz() -> ResponseReturnValue:
-    """200 once the database, the broker and a process of every role answer; else 503 and what is missing."""
+    """200 once the database, the broker and a process of every role answer; else 503 and what is missing.
+
+    How the engine does is told beside it: one that plans nothing keeps no ticket from being carried out.
+    """
     missing = missing_parts()
+    engine = None if DATABASE in missing else engine_health()
     if not missing:
-        return jsonify(status="ready", missing=[])
-    response = jsonify(status="not ready", missing=missing)
+        return jsonify(status="ready", missing=[], engine=engine)
+    response = jsonify(status="not ready", missing=missing, engine=engine)
     response.headers["Retry-After"] = "1"
     return response, 503
 
@@ -45,12 +53,21 @@ def missing_parts() -> list[str]:
             if count_partitions_ahead(connection) < FEWEST_PARTITIONS_AHEAD:
                 missing.append("ledger partitions")
     except Unavailable:
-        missing = ["database"]
+        missing = [DATABASE]
     try:
         hints.client().ping()
     except redis.RedisError:
         missing.append("broker")
     return missing
+
+
+def engine_health() -> dict[str, Any] | None:
+    """How the engine does, and why something is paused; None while the database cannot tell."""
+    try:
+        with statement() as connection:
+            return read_health(connection)
+    except Unavailable:
+        return None
 
 
 def exposition() -> ResponseReturnValue:

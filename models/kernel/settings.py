@@ -85,7 +85,7 @@ class Settings:
     metrics_public: bool = setting(flag, True, "whether GET /metrics needs no credential")
     process_roles: frozenset[str] = setting(
         words,
-        frozenset({"web", "dispatcher", "guardian", "io", "system", "cpu", "beat", "flower"}),
+        frozenset({"web", "dispatcher", "guardian", "relay", "io", "system", "cpu", "beat", "flower"}),
         "process roles that /readyz waits for",
     )
 

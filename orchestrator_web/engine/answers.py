@@ -18,11 +18,21 @@ Row = Mapping[str, Any]
 SAME = tuple(name for name in schemas.RunRecord._declared_fields if name not in {"run_id", "status"})
 
 
+def read_health(connection: Any) -> dict[str, Any]:
+    """The contract's HealthStatus, and why something is paused."""
+    control, buffer = queries.get_status(connection), queries.get_buffer(connection)
+    return health(control, buffer, body_of_config(connection)["buffer_retention"]["max_records"])
+
+
+def body_of_config(connection: Any) -> dict[str, Any]:
+    config = queries.find_config_row(connection)
+    return config["body"] if config else NOTHING
+
+
 def read_status(connection: Any) -> dict[str, Any]:
     """How the engine does at this moment."""
     control, buffer = queries.get_status(connection), queries.get_buffer(connection)
-    config = queries.find_config_row(connection)
-    body = config["body"] if config else NOTHING
+    body = body_of_config(connection)
     counts = count_states(connection, RUN.kind)
     return {
         **health(control, buffer, body["buffer_retention"]["max_records"]),
@@ -45,7 +55,7 @@ NOTHING: dict[str, Any] = {
 
 
 def health(control: Row, buffer: Row, capacity: int | None) -> dict[str, Any]:
-    """The contract's HealthStatus, and why something is paused. A full buffer pauses ingestion by itself."""
+    """A full buffer pauses ingestion by itself."""
     full = capacity is not None and buffer["depth"] >= capacity
     ingestion_paused = control["ingestion_paused"] or full
     why = [control["paused_why"]] if control["paused_why"] else []

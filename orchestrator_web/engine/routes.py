@@ -26,7 +26,7 @@ from orchestrator_web.openings import EARLIEST
 from orchestrator_web.parsing import StrictParser
 
 FILTERS = {"symbol": "symbol", "status": "state", "mode": "engine_mode", "from_": "from", "to": "to"}
-LARGEST_VERSION = 2**31 - 1
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
 RUN_ID = re.compile(r"[0-9a-f]{64}")
 
 blueprint = Blueprint("engine", __name__, description="Deterministic engine runs over an append-only log of events")
@@ -106,15 +106,15 @@ def get_config() -> Response:
         return answer(answers.config(queries.get_config_row(connection)))
 
 
-@blueprint.get("/engine/config/<int:version>")
+@blueprint.get("/engine/config/<version>")
 @blueprint.response(200, schemas.EngineConfig)
 @requires("read")
-def get_config_version(version: int) -> Response:
+def get_config_version(version: str) -> Response:
     """A configuration that was accepted once."""
-    if version > LARGEST_VERSION:
+    if not VERSION.fullmatch(version):
         raise NotFound("There is no such configuration", code="config_not_found")
     with statement() as connection:
-        return answer(answers.config(queries.get_config_row(connection, version)))
+        return answer(answers.config(queries.get_config_row(connection, int(version))))
 
 
 @blueprint.post("/engine/config")

@@ -43,7 +43,7 @@ SETTINGS = {
     "ORCHESTRATOR_WEB_PROCESSES": "2",
     "ORCHESTRATOR_FLOWER_AUTH": "",
 }
-ROLLING = ("web", "dispatcher", "guardian", "beat", "io", "system", "cpu")
+ROLLING = ("web", "dispatcher", "guardian", "relay", "beat", "io", "system", "cpu")
 DOUBLES = {
     "dispatcher": ["-m", "orchestrator_tasks.dispatcher"],
     "guardian": ["-m", "orchestrator_tasks.guardian"],

@@ -17,7 +17,7 @@ from tests.service.running import ENDED, LEASE_SECONDS, Running, drive, frozen
 from tests.service.waiting import eventually
 
 LONG = 280  # simulated seconds: it would move for 28 real ones
-BYSTANDERS = ("web", "dispatcher", "guardian", "system", "cpu", "beat", "flower")
+BYSTANDERS = ("web", "dispatcher", "guardian", "relay", "system", "cpu", "beat", "flower")
 UNCERTAIN = frozenset({"outcome_unknown", "database_unavailable", "lease_lost"})
 
 
