@@ -5,7 +5,22 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from sqlalchemy import CTE, Double, Text, and_, bindparam, cast, delete, func, insert, literal, null, or_, select
+from sqlalchemy import (
+    CTE,
+    Double,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -14,6 +29,7 @@ from models.kernel.jobs import Spec, fence_seq, jobs
 LANE_INDEX = "jobs_lane_leased_ix"
 TEXTS: ARRAY[str] = ARRAY(Text)
 LAST_WORDS = (jobs.c.id, jobs.c.subject_id, jobs.c.lane, jobs.c.fence, jobs.c.lease_until)
+GONE = literal(False).label("rests")
 
 
 class Job(enum.Enum):
@@ -139,12 +155,12 @@ def leased(moved: CTE) -> CTE:
 
 def ended(moved: CTE) -> CTE:
     """Their last words: what was under lease, and until when."""
-    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(*LAST_WORDS).cte("job")
+    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(*LAST_WORDS, GONE).cte("job")
 
 
 def ended_by_subject(kind: str, moved: CTE) -> CTE:
     mine = and_(jobs.c.subject_kind == kind, jobs.c.subject_id == moved.c.id)
-    return delete(jobs).where(mine).returning(*LAST_WORDS).cte("job")
+    return delete(jobs).where(mine).returning(*LAST_WORDS, GONE).cte("job")
 
 
 def returned(moved: CTE, *, attempts: int, delay_seconds: Any = 0.0) -> CTE:
@@ -160,28 +176,35 @@ def returned(moved: CTE, *, attempts: int, delay_seconds: Any = 0.0) -> CTE:
             attempt=jobs.c.attempt + attempts,
             run_at=func.clock_timestamp() + seconds(as_column(delay_seconds, Double)),
         )
-        .returning(jobs.c.id, jobs.c.lane, jobs.c.fence)
+        .returning(jobs.c.id, jobs.c.lane, jobs.c.fence, jobs.c.keeps_turn.label("rests"))
         .cte("job")
     )
 
 
 def next_in_lane(job: CTE) -> CTE:
-    """Wake the head of each lane that the ended jobs leave free.
+    """Wake the head of each lane that the ended jobs leave free, unless it is behind one that keeps its turn.
 
     SKIP LOCKED: a waiter that somebody is changing is woken by the dispatcher's sweep instead.
     """
     lanes = select(job.c.lane).where(job.c.lane.is_not(None)).distinct().subquery("lanes")
     head = (
-        select(jobs.c.id)
+        select(jobs.c.id, jobs.c.lane, jobs.c.priority)
         .where(jobs.c.lane == lanes.c.lane, jobs.c.waits, jobs.c.id.not_in(select(job.c.id)))
         .order_by(jobs.c.priority, jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .lateral("head")
     )
+    ahead = jobs.alias("ahead")
+    keeps = and_(ahead.c.lane == head.c.lane, ahead.c.keeps_turn)
+    before = tuple_(ahead.c.priority, ahead.c.id) < tuple_(head.c.priority, head.c.id)
+    gone = select(job.c.id).where(~job.c.rests)
+    # Asked of the head alone: as EXISTS it would be joined, which reads the lane whole
+    resting = select(ahead.c.id).where(keeps, before, ahead.c.id.not_in(gone)).order_by(ahead.c.priority, ahead.c.id)
+    free = resting.limit(1).scalar_subquery().is_(None)
     # A CTE, asked once: as a subquery some plans ask it again after each row that the update changed, and since it
     # passes over changed rows it then yields the next waiter, and the next.
-    heads = select(head.c.id).select_from(lanes.join(head, literal(True))).cte("heads")
+    heads = select(head.c.id).select_from(lanes.join(head, literal(True))).where(free).cte("heads")
     return (
         update_(jobs)
         .where(jobs.c.id == heads.c.id, jobs.c.waits)
