@@ -23,7 +23,7 @@ LONGEST_TEXT = 500
 def whole(low: int, high: int = LARGEST) -> Check:
     def check(value: Any) -> int:
         if type(value) is not int or value < low:
-            raise ValueError(f"must be a whole number of at least {low}, not {value!r}")
+            raise ValueError(f"must be a whole number of at least {low}, not {shown(repr(value))}")
         if value > high:
             raise ValueError(f"must be at most {high}, not {value}")
         return value
@@ -34,7 +34,7 @@ def whole(low: int, high: int = LARGEST) -> Check:
 def one_of(*choices: str) -> Check:
     def check(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"must be {' or '.join(choices)}, not {value!r}")
+            raise ValueError(f"must be {' or '.join(choices)}, not {shown(repr(value))}")
         return str(value)
 
     return check
@@ -42,7 +42,7 @@ def one_of(*choices: str) -> Check:
 
 def flag(value: Any) -> bool:
     if type(value) is not bool:
-        raise ValueError(f"must be true or false, not {value!r}")
+        raise ValueError(f"must be true or false, not {shown(repr(value))}")
     return value
 
 
@@ -72,12 +72,25 @@ def names(value: Any) -> tuple[str, ...]:
 def scalars(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise ValueError("must be a table")
-    for key, each in value.items():
-        if not isinstance(each, bool | int | float | str) or (isinstance(each, float) and not math.isfinite(each)):
-            raise ValueError(f"{key} must be a text, a finite number, true or false")
-        if type(each) is int:
-            whole(-LARGEST)(each)
+    for each, scalar in value.items():
+        if not is_name(each):
+            raise ValueError(f"{shown(each)} is no name of 1 to 64 printable characters")
+        if not is_scalar(scalar):
+            raise ValueError(f"{each} must be a text, a finite number, true or false")
     return dict(sorted(value.items()))
+
+
+def is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_TEXT and value.isprintable()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, bool) or (isinstance(value, int) and abs(value) <= LARGEST)
+
+
+def shown(name: Any) -> str:
+    """The beginning of a name from outside, on one line."""
+    return "".join(mark if mark.isprintable() else "?" for mark in str(name)[:64])
 
 
 def key(check: Check, **default: Any) -> Any:
@@ -157,4 +170,4 @@ def read_sections(kind: type[Section], value: Any, path: str, wrong: list[str]) 
 def refuse_unknown(given: str, known: Mapping[str, Any], path: str) -> str:
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path}{given[:64]!s}: is no key{hint}"
+    return f"{path}{shown(given)}: is no key{hint}"

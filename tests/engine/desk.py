@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.engine import control, operations
-from models.engine.contract import check_event
+from models.engine.contract import Received, check_event
 from models.engine.inputs import Appended, append_events
 from models.engine.operations import Attempt
 from models.engine.planning import Pass, plan_runs
@@ -63,11 +63,14 @@ def running(begin_ms: int = START_MS, **sections: Any) -> None:
     assert plan_runs(begin_ms).runs == 0
 
 
-def append(*events: Any, now_ms: int) -> Appended:
+def received(*events: Any) -> list[Received]:
     sources = {"binance": frozenset(SYMBOLS), "kraken": frozenset(SYMBOLS)}
-    received = [check_event(text_of(each), sources) for each in events]
+    return [check_event(text_of(each), sources) for each in events]
+
+
+def append(*events: Any, now_ms: int) -> Appended:
     with transaction() as connection:
-        return append_events(connection, received, max_records=10**6, now_ms=now_ms)
+        return append_events(connection, received(*events), max_records=10**6, now_ms=now_ms)
 
 
 def trade(symbol: str = "BTC-USD", event_type: str = "TradeTick") -> dict[str, Any]:
