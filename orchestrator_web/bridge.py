@@ -13,7 +13,6 @@ import asyncio
 import io
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from models.kernel.session import RESERVED_CONNECTIONS, use_reserved_connections
 from orchestrator_web.json import dumps
 from orchestrator_web.metrics import REQUESTS
 from orchestrator_web.parsing import larger_bodies
+from orchestrator_web.pools import Pool
 from orchestrator_web.problems import PROBLEM_JSON, members_of
 
 log = logging.getLogger(__name__)
@@ -130,10 +130,10 @@ class Bridge:
         self.larger_bodies = larger_bodies()
         self.most_large = threads * MOST_LARGE_PER_THREAD
         self.large = 0
-        self.common = ThreadPoolExecutor(threads, "request")
-        self.reserved = ThreadPoolExecutor(RESERVED_THREADS, "reserved")
+        self.common = Pool(threads, "request")
+        self.reserved = Pool(RESERVED_THREADS, "reserved")
         # as many threads as there are such connections, so that none waits for one
-        self.estop = ThreadPoolExecutor(RESERVED_CONNECTIONS, "estop", use_reserved_connections)
+        self.estop = Pool(RESERVED_CONNECTIONS, "estop", use_reserved_connections)
         self.most_waiting = threads * MOST_WAITING_PER_THREAD
         self.present = 0
         self.most_acts = RESERVED_CONNECTIONS * MOST_WAITING_PER_THREAD
@@ -151,7 +151,8 @@ class Bridge:
     async def read_in_time(self, scope: Scope, receive: Receive, allowance: Allowance) -> bytes | Answer:
         """The body, or why there is none."""
         try:
-            return await asyncio.wait_for(self.read_body(scope, receive, allowance), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self.read_body(scope, receive, allowance)
         except TimeoutError:
             return plain_problem(scope, 408, "body_too_slow", "The body did not arrive in time")
 
@@ -194,8 +195,8 @@ class Bridge:
                 return b"".join(parts)
         return refusal
 
-    async def call(self, pool: ThreadPoolExecutor, scope: Scope, body: bytes) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(pool, self.answer, environ_of(scope, body))
+    async def call(self, pool: Pool, scope: Scope, body: bytes) -> Answer:
+        return await pool.run(self.answer, environ_of(scope, body))
 
     def answer(self, environ: dict[str, Any]) -> Answer:
         """Run the application to its end; in one of the pool's threads."""
