@@ -17,6 +17,7 @@ from orchestrator_cli.addresses import database_url
 from orchestrator_cli.commands.clients import clients
 from orchestrator_cli.commands.dead_letters import dead_letters
 from orchestrator_cli.commands.doctor import doctor
+from orchestrator_cli.commands.engine import engine
 from orchestrator_cli.commands.estop import estop
 from orchestrator_cli.commands.schedules import schedules
 from orchestrator_cli.commands.tickets import tickets
@@ -123,7 +124,7 @@ def default_of(item: Any) -> str:
     return ",".join(sorted(item.default)) if isinstance(item.default, frozenset) else str(item.default)
 
 
-for group in (doctor, clients, tickets, estop, dead_letters, schedules):
+for group in (doctor, clients, tickets, estop, dead_letters, schedules, engine):
     main.add_command(group)
 
 

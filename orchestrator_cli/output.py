@@ -68,6 +68,16 @@ def facts(values: Mapping[str, Any]) -> list[str]:
     return [f"{name.replace('_', ' '):<{size}}  {text(value, limit=None)}" for name, value in values.items()]
 
 
+def flat(values: Mapping[str, Any]) -> list[str]:
+    """Facts of which some are facts of their own: theirs have both names."""
+    parts: dict[str, Any] = {}
+    for name, value in values.items():
+        parts |= (
+            {f"{name}_{inner}": each for inner, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return facts(parts)
+
+
 def text(value: Any, limit: int | None = WIDEST_CELL) -> str:
     """A value in one line. What steers a terminal is taken out: it may come from anybody who can create a ticket."""
     if value is None or value == "":

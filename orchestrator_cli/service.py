@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
-REFUSED, SERVER_ERROR = 400, 500
+NO_CONTENT, REFUSED, SERVER_ERROR = 204, 400, 500
 
 NEXT_STEPS = {
     "unauthenticated": "give a valid key with --token or ORCHESTRATOR_TOKEN; `orchestrator clients key` makes one",
@@ -32,6 +32,17 @@ NEXT_STEPS = {
     "ticket_executing": "`orchestrator tickets cancel` ends it",
     "ticket_not_found": "`orchestrator tickets list` shows those that exist",
     "cursor_expired": "leave --after away to watch from now on",
+    "engine_not_configured": "`orchestrator engine config --accept FILE` gives the engine a configuration",
+    "engine_stopped": "`orchestrator engine reset` and then `start` begin anew",
+    "engine_running": "`orchestrator engine drain` lets it finish, `stop` also refuses events",
+    "engine_init": "`orchestrator engine start` starts it",
+    "engine_drained": "`orchestrator engine start` goes on",
+    "engine_degraded": "`orchestrator engine status` says what it waits for; it goes on by itself",
+    "run_not_found": "`orchestrator engine runs` shows those that exist",
+    "config_not_found": "`orchestrator engine config --accept FILE` gives the engine a configuration",
+    "config_invalid": "`orchestrator engine config --check FILE` says the same without asking the service",
+    "mark_not_found": "`orchestrator engine marks list` shows those that exist",
+    "records_gone": "leave --at away to keep all that there still is",
 }
 BY_STATUS = {
     401: NEXT_STEPS["unauthenticated"],
@@ -117,7 +128,9 @@ class Service:
 
 
 def content_of(answer: httpx.Response, question: str) -> Any:
-    """The JSON of an answer; raises what it says when it is a problem."""
+    """The JSON of an answer, None of an empty one; raises what it says when it is a problem."""
+    if answer.status_code == NO_CONTENT:
+        return None
     try:
         content = answer.json()
     except ValueError:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -19,6 +19,7 @@ from orchestrator_cli.service import Service
 from orchestrator_cli.stream import Stream
 
 PATH = "/tickets/events"
+OUTPUTS_PATH = "/engine/outputs/events"
 COLUMNS = ("ticket_id", "command", "target", "status", "event", "at")
 FRAME_SECONDS = 0.1
 MOST_WAITING = 1000  # events read and not yet drawn: then the connection itself has to wait
@@ -30,7 +31,7 @@ def watch(service: Service, filters: dict[str, str], count: int | None) -> None:
     """Show events until there were `count` of them or Ctrl-C. Raises as `Stream.events` does."""
     try:
         if as_json() or not is_terminal():
-            print_lines(Stream(service, PATH, filters, complain), count)
+            print_lines(Stream(service, PATH, filters, complain), count, line_of)
         else:
             LiveTable().show(service, filters, count)
     except KeyboardInterrupt:
@@ -46,12 +47,34 @@ def complain(reason: str) -> None:
         click.echo(f"orchestrator: {reason}", err=True)
 
 
-def print_lines(stream: Stream, count: int | None) -> None:
+def print_lines(stream: Stream, count: int | None, shown: Callable[[dict[str, Any]], str]) -> None:
     for number, event in enumerate(stream.events(), start=1):
-        click.echo(json.dumps(event, ensure_ascii=False) if as_json() else line_of(event))
+        click.echo(json.dumps(event, ensure_ascii=False) if as_json() else shown(event))
         sys.stdout.flush()
         if number == count:
             return
+
+
+def print_outputs(service: Service, filters: dict[str, str], count: int | None) -> None:
+    """What comes of engine runs, a line each, until there were `count` or Ctrl-C. Raises as `Stream.events` does."""
+    print_lines(Stream(service, OUTPUTS_PATH, filters, complain), count, line_of_output)
+
+
+def line_of_output(event: dict[str, Any]) -> str:
+    return "  ".join(text(part) for part in output_row(event).values())
+
+
+def output_row(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An output as a row: what it says in a word or two."""
+    payload = event.get("payload") or {}
+    output = payload.get("regime_output") or (payload.get("hysteresis_decision") or {}).get("selected_output")
+    failed = ": ".join(payload[name] for name in ("error_kind", "error_detail") if payload.get(name))
+    says = f"{output['regime']} {output['confidence']:g}" if output else failed
+    return {
+        **{name: event.get(name) for name in ("symbol", "engine_timestamp_ms", "event_type", "attempt")},
+        "says": says,
+        "run_id": event.get("run_id"),
+    }
 
 
 def line_of(event: dict[str, Any]) -> str:

@@ -38,7 +38,11 @@ class Engine(Protocol):
     """One call of the engine."""
 
     def __call__(self, request: Mapping[str, Any], /) -> Mapping[str, Any]:
-        """`{"ok": {...}}`, or `error_kind` and `error_detail`, for `mode`, `input`, `state` and `config`."""
+        """`{"ok": {...}}`, or `error_kind` and `error_detail`.
+
+        A request has `mode`, `input`, with hysteresis `state` and `config`, and as `limits` the `engine` table of the
+        run's configuration, for who keeps its bounds.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,8 @@ class Replay:
             return [*made, events.failed_event({**run, "error_kind": kind, "error_detail": detail})]
         answered = outcome["ok"]
         if run["engine_mode"] == HYSTERESIS:
-            opened.state = orjson.loads(canonical(answered["state"]))
+            if answered["state"] is not None:  # none is no news: the state before stays the last one stored
+                opened.state = orjson.loads(canonical(answered["state"]))
             made.append(events.decision_event(run, answered["hysteresis_decision"]))
         return [*made, events.completed_event(run, answered["regime_output"])]
 
@@ -217,16 +222,18 @@ class Replay:
             return {"error_kind": error.code, "error_detail": error.message}
         if was_not_the_engine(run):
             return {"error_kind": run["error_kind"], "error_detail": run["error_detail"]}
-        request = {"mode": run["engine_mode"], "input": given}
+        limits = self.limits_of(run, number)
+        request = {"mode": run["engine_mode"], "input": given, "limits": limits}
         if run["engine_mode"] == HYSTERESIS:
-            request |= {"state": opened.state, "config": self.config_of(run, number)["engine"].get("hysteresis")}
+            request |= {"state": opened.state, "config": limits.get("hysteresis")}
         return (self.engine if run["status"] == COMPLETED else self.guarded)(request)
 
-    def config_of(self, run: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-        try:
-            return self.configs[run["config_version"]]
-        except KeyError:
-            raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export") from None
+    def limits_of(self, run: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        """How the run's configuration has the engine called."""
+        limits = self.configs.get(run["config_version"], {}).get("engine")
+        if not isinstance(limits, Mapping):
+            raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export")
+        return limits
 
 
 def was_not_the_engine(run: Mapping[str, Any]) -> bool:

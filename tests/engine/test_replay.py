@@ -142,7 +142,14 @@ def test_runs_recorded_as_failed_are_left_to_the_guarded_engine() -> None:
     day = Day()
     day.come(snapshot(TICK_MS, market={"price": -1}))
     day.tick(TICK_MS)
-    assert verify(day.lines(), never, guarded=stand_in) is None
+    limits: list[Any] = []
+
+    def guarded(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        limits.append(request["limits"])
+        return stand_in(request)
+
+    assert verify(day.lines(), never, guarded=guarded) is None
+    assert limits == [{"hysteresis": {"step": 2}}]
 
 
 def another(request: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,98 @@
+"""`orchestrator engine export` and `replay`: runs as lines in a file, and their events made again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from orchestrator_cli.errors import Unsuccessful, WrongUsage
+from orchestrator_cli.output import facts, flat, printing, show
+
+MS = 1000
+BOUNDS = ("since_number", "upto_number", "since_planned_ms", "upto_planned_ms")
+NEITHER = {"published": "(nothing)", "replayed": "(nothing)"}
+AS_SERVED = "--isolated calls the engine as the service does: each time in a fresh process"
+
+
+class Moment(click.ParamType):
+    """A time as ISO 8601 or as milliseconds since 1970."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value).isdecimal():
+            return int(value)
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a time as 2026-11-21T12:00:00Z nor milliseconds since 1970", param, ctx)
+        return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * MS)
+
+
+def ranged(command: Any) -> Any:
+    """Which runs of the database."""
+    for option in (
+        click.option("--symbol", "symbols", multiple=True, help="Only runs of this symbol; repeatable."),
+        click.option("--to", "upto_planned_ms", type=Moment(), help="Only runs planned at or before this time."),
+        click.option("--from", "since_planned_ms", type=Moment(), help="Only runs planned at or after this time."),
+        click.option("--to-run", "upto_number", type=click.IntRange(min=1), help="The number of the last run."),
+        click.option("--from-run", "since_number", type=click.IntRange(min=1), help="The number of the first run."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_range(symbols: tuple[str, ...], **bounds: int | None) -> dict[str, Any]:
+    return {**bounds, "symbols": frozenset(symbols) or None}
+
+
+@click.command()
+@click.argument("file")
+@ranged
+@printing
+def export(file: str, symbols: tuple[str, ...], **bounds: int | None) -> None:
+    """Write the runs that have ended, with all that a replay of them needs, as JSON lines.
+
+    FILE is compressed when its name ends in .gz; - is standard output. Works on the database.
+    """
+    from orchestrator_cli import replaying
+
+    told = replaying.export(file, chosen_range(symbols, **bounds))
+    if told["unfinished"]:
+        click.echo(f"{told['unfinished']} runs have not ended and are left out", err=True)
+    if told["dropped"]:
+        click.echo(f"{told['dropped']} older runs are left out: retention has dropped records of them", err=True)
+    if file != replaying.STANDARD:
+        show(told, facts(told))
+
+
+@click.command()
+@click.argument("file", required=False)
+@ranged
+@click.option("--engine", "module", metavar="MODULE", help="The engine's module; ENGINE_MODULE, else the example's.")
+@click.option("--verify", "compare", is_flag=True, help="Compare with what was published, up to the first divergence.")
+@click.option("--out", metavar="FILE", help="Write the events here, a line each; compressed when it ends in .gz.")
+@click.option("--isolated", is_flag=True, help="Call the engine as the service does, each time in a fresh process.")
+@click.option("--as-it-is", is_flag=True, help="Replay an export that was changed on purpose: leave its checks out.")
+@printing
+def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given: Any) -> None:
+    """Make the events of runs again: of an export (- is standard input), or of the database when there is no FILE.
+
+    Exit code 5 says that the events are not those that were published.
+    """
+    from orchestrator_cli import replaying
+
+    bounds = {name: given.pop(name) for name in BOUNDS}
+    if file and (symbols or any(bounds.values())):
+        raise WrongUsage("an export is replayed whole: choose runs when it is made, or leave FILE away")
+    told = replaying.replay_file(file, out, chosen_range(symbols, **bounds), **given)
+    show(told, flat({**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told))
+    if divergence := told.get("divergence"):
+        raise Unsuccessful(
+            f"the replay parts from what was published at run {divergence['number']} of {divergence['symbol']}:"
+            f" {divergence['event_type']} {divergence['field']}",
+            next_step="" if given["isolated"] else AS_SERVED,
+            problem={"code": "diverged"},
+        )

@@ -1,0 +1,223 @@
+"""Exports and replays: files in and out, the engine in this process, and how far it is, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import click
+
+from models.engine.divergence import Digest, find_divergence
+from models.engine.lines import BrokenExport, lines_of
+from models.engine.replay import Engine, replay
+from models.kernel.errors import Gone
+from models.kernel.settings import load
+from orchestrator_cli.addresses import database_url
+from orchestrator_cli.errors import CommandFailed
+from orchestrator_cli.output import as_json
+
+STANDARD = "-"
+GZIP = b"\x1f\x8b"
+TOLD_EVERY_SECONDS = 1.0
+TOLD_PLAINLY_EVERY_SECONDS = 10.0
+LOOK_EVERY = 64
+MS = 1000
+DEFAULT_LIMITS = {"timeout_ms": 10_000, "memory_mb": 512}
+
+
+class Progress:
+    """How far it is: one line that is drawn anew on a terminal, elsewhere a line every ten seconds."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self.what = what
+        self.total = total
+        self.done = 0
+        self.began = self.told = time.monotonic()
+        self.is_drawn = sys.stderr.isatty() and not as_json()
+        self.every = TOLD_EVERY_SECONDS if self.is_drawn else TOLD_PLAINLY_EVERY_SECONDS
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done % LOOK_EVERY == 0 and not as_json() and time.monotonic() - self.told > self.every:
+            self.tell()
+
+    def tell(self) -> None:
+        self.told = time.monotonic()
+        rate = self.done / (self.told - self.began)
+        of = f" of {self.total:,}" if self.total else ""
+        line = f"{self.what} {self.done:,}{of} runs, {rate:,.0f} a second"
+        click.echo(f"\r\033[K{line}" if self.is_drawn else line, err=True, nl=not self.is_drawn)
+
+    def end(self) -> None:
+        if self.is_drawn and self.told > self.began:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+# where lines come from and go to
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Iterator[bytes]]:
+    """The lines of a file, or of standard input; compressed ones are known by their first two bytes."""
+    with contextlib.ExitStack() as stack:
+        file: BinaryIO = sys.stdin.buffer if name == STANDARD else stack.enter_context(open(name, "rb"))
+        buffered = file if hasattr(file, "peek") else stack.enter_context(open(file.fileno(), "rb", closefd=False))
+        if buffered.peek(2)[:2] == GZIP:  # type: ignore[attr-defined]
+            buffered = stack.enter_context(gzip.GzipFile(fileobj=buffered))  # type: ignore[assignment]
+        yield lines_of(buffered)
+
+
+@contextlib.contextmanager
+def database() -> Iterator[Any]:
+    """A connection to the database that the settings name, else to the running embedded one."""
+    os.environ["DATABASE_URL"] = database_url()
+    from models.kernel.session import statement
+
+    with statement() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def written(name: str) -> Iterator[Callable[[bytes], object]]:
+    """Write a file, whole or not at all; compressed when its name ends in .gz. `-` is standard output."""
+    if name == STANDARD:
+        yield sys.stdout.buffer.write
+        sys.stdout.buffer.flush()
+        return
+    path = Path(name)
+    fresh = path.with_name(f"{path.name}.part")
+    try:
+        with fresh.open("wb") as plain, compressed(plain, path.suffix == ".gz") as file:
+            yield file.write
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def compressed(file: BinaryIO, wanted: bool) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Without a time or a name in it, so that equal lines make equal files."""
+    if wanted:
+        return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)  # type: ignore[return-value]
+    return contextlib.nullcontext(file)
+
+
+# exports
+
+
+def export(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Write an export; answers what it holds. Raises CommandFailed."""
+    from models.engine.exports import Range, export_lines, plan_export
+
+    with helpful(), database() as connection, written(name) as write:
+        plan = plan_export(connection, Range(**wanted))
+        progress = Progress("exported", plan.runs)
+        size, last = 0, b"{}"
+        for last in export_lines(connection, plan):
+            write(last)
+            size += len(last)
+            if b'"kind":"run"' in last[:20]:
+                progress.step()
+        progress.end()
+    end = json.loads(last)
+    return {"file": name, **end["counts"], "bytes": size, "sha256": end["sha256"]}
+
+
+@contextlib.contextmanager
+def helpful() -> Iterator[None]:
+    """Say what to do next about what an export can be refused for."""
+    try:
+        yield
+    except BrokenExport as error:
+        raise CommandFailed(error.message, next_step=AGAIN, problem={"code": error.code}) from error
+    except Gone as error:
+        raise CommandFailed(error.message, next_step=LATER, problem={"code": error.code}) from error
+
+
+AGAIN = "take the export anew, or another copy of it; --as-it-is replays one that was changed on purpose"
+LATER = "leave the beginning away to begin with what is kept; `orchestrator engine marks set` keeps records from now on"
+
+
+# replays
+
+
+class LocalEngine:
+    """The engine of a module, in this process; what it prints goes to stderr."""
+
+    def __init__(self, module: str) -> None:
+        from orchestrator_tasks.engine.adapter import Engine, answer
+
+        with contextlib.redirect_stdout(sys.stderr):
+            self.call = functools.partial(answer, Engine.load(module))
+
+    def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = self.call(request)
+        if answer.get("error_detail") == "KeyboardInterrupt":  # it is ours, not the engine's
+            raise KeyboardInterrupt
+        return answer
+
+
+def hosted(module: str) -> Engine:
+    """The engine as a worker calls it: each call in a process of its own, bounded in time and memory."""
+    os.environ["ENGINE_MODULE"] = module
+    from orchestrator_tasks.engine.hosts import call_engine
+
+    def call(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        limits = {**DEFAULT_LIMITS, **request["limits"]}
+        return call_engine(request, limits["timeout_ms"] / MS, limits["memory_mb"])
+
+    return call
+
+
+def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+    """Replay an export, or the database where there is none; writes the events where asked for."""
+    module = how.pop("module") or load(os.environ).engine_module
+    source = exported_now(wanted) if file is None else opened(file)
+    target = written(out) if out else contextlib.nullcontext(lambda _text: None)
+    with helpful(), source as lines, target as keep:
+        return replay_lines(lines, module, keep, **how)
+
+
+@contextlib.contextmanager
+def exported_now(wanted: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
+    """The lines that an export of the database would have."""
+    from models.engine.exports import Range, export_lines, plan_export
+
+    with database() as connection:
+        yield export_lines(connection, plan_export(connection, Range(**wanted)))
+
+
+def replay_lines(
+    lines: Iterable[bytes],
+    module: str,
+    keep: Callable[[bytes], object],
+    *,
+    compare: bool,
+    isolated: bool,
+    as_it_is: bool,
+) -> dict[str, Any]:
+    """Answers how many runs and events there were, their digest, and where they part from what was published."""
+    guarded = hosted(module)
+    engine = guarded if isolated else LocalEngine(module)
+    digest, progress, found = Digest(), Progress("replayed"), None
+    for run in replay(lines, engine, guarded=guarded, checked=not as_it_is):
+        found = find_divergence(run) if compare else None
+        if found:
+            break
+        digest.add(run.texts)
+        keep("".join(f"{text}\n" for text in run.texts).encode())
+        progress.step()
+    progress.end()
+    told: dict[str, Any] = {"runs": progress.done, "events": digest.events}
+    if found:  # the digest is one of whole replays
+        return {**told, "verified": False, "divergence": found.body()}
+    return {**told, **({"verified": True} if compare else {}), "digest": digest.text()}

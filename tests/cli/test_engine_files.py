@@ -1,0 +1,215 @@
+"""Exports and replays from the command line, in processes of their own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator_cli.migrate import ROOT
+from tests.cli.service import assert_said_plainly, command
+from tests.engine import desk
+from tests.engine.carried import carry_out, example, exported
+from tests.engine.test_exports import plan_day
+
+Done = subprocess.CompletedProcess[str]
+ENGINE = """
+from examples.regime_engine.engine import run_with_hysteresis
+from examples.regime_engine.engine import run as before
+from examples.regime_engine.contracts import RegimeInputSnapshot, RegimeOutput
+from dataclasses import replace
+
+print("an engine may print")
+
+def run(snapshot: RegimeInputSnapshot) -> RegimeOutput:
+    print("wherever it likes")
+    return replace(before(snapshot), confidence=0.125)
+"""
+
+
+def run(folder: Path, *words: str, stdin: bytes | None = None, **settings: str) -> Done:
+    """A command in a folder, with nothing of this machine's service in its environment."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", **settings}
+    done = subprocess.run(
+        command("engine", *words),
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        input=stdin,
+        timeout=60,
+        check=False,
+    )
+    return Done(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def answered(folder: Path, *words: str, code: int = 0, **settings: str) -> Any:
+    done = run(folder, *words, "--json", **settings)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def published(database: str) -> str:
+    """A database with runs that have ended; its URL."""
+    plan_day("truth")
+    carry_out(example())
+    return database
+
+
+@pytest.fixture
+def alone(published: str, tmp_path: Path) -> Path:
+    """A folder in which there is an export and nothing else."""
+    (tmp_path / "day.jsonl").write_bytes(b"".join(exported()))
+    return tmp_path
+
+
+def test_an_export_replays_where_there_is_nothing_but_it_and_the_engine(alone: Path) -> None:
+    told = answered(alone, "replay", "day.jsonl", "--verify")
+    assert told["verified"] is True
+    assert (told["runs"], told["events"]) == (len(desk.runs()), len(desk.outputs()))
+    assert [path.name for path in alone.iterdir()] == ["day.jsonl"]
+
+
+def test_file_pipe_gzip_database_and_fresh_processes_replay_to_one_digest(alone: Path, published: str) -> None:
+    text = (alone / "day.jsonl").read_bytes()
+    (alone / "day.gz").write_bytes(gzip.compress(text))
+    told = [answered(alone, "replay", name) for name in ("day.jsonl", "day.gz")]
+    told.append(answered(alone, "replay", DATABASE_URL=published))
+    told.append(answered(alone, "replay", "day.jsonl", "--isolated"))
+    for piped in (text, gzip.compress(text)):
+        done = run(alone, "replay", "-", "--json", stdin=piped)
+        told.append(json.loads(done.stdout))
+    assert len({one["digest"] for one in told}) == 1
+
+
+def test_an_export_is_written_whole_and_the_same_each_time(published: str, tmp_path: Path) -> None:
+    told = answered(tmp_path, "export", "one.jsonl.gz", DATABASE_URL=published)
+    assert (told["run"], told["unfinished"], told["dropped"]) == (len(desk.runs()), 0, 0)
+    answered(tmp_path, "export", "two.jsonl.gz", DATABASE_URL=published)
+    assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "one.jsonl.gz").read_bytes()) == b"".join(exported())
+    piped = run(tmp_path, "export", "-", DATABASE_URL=published)
+    assert piped.stdout.encode() == b"".join(exported())
+    assert answered(tmp_path, "replay", "one.jsonl.gz", "--verify")["verified"] is True
+
+
+def test_a_part_is_exported_by_run_time_and_symbol(published: str, tmp_path: Path) -> None:
+    planned = desk.runs()[4]["planned_ts_ms"]
+    words = ("--from", str(planned), "--to", "1970-01-01T00:20:00Z", "--symbol", "ETH-USD")
+    told = answered(tmp_path, "export", "part.jsonl", *words, DATABASE_URL=published)
+    assert 0 < told["run"] < len(desk.runs()) / 2
+    assert answered(tmp_path, "replay", "part.jsonl", "--verify")["runs"] == told["run"]
+    assert answered(tmp_path, "replay", "--from-run", "3", "--to-run", "5", DATABASE_URL=published)["runs"] == 3
+
+
+def test_the_events_are_written_as_they_were_published(alone: Path) -> None:
+    answered(alone, "replay", "day.jsonl", "--out", "events.jsonl")
+    told = [json.loads(line) for line in (alone / "events.jsonl").read_text().splitlines()]
+    kept = [json.loads(row["event"]) for row in desk.outputs()]
+    assert sorted(map(str, told)) == sorted(
+        str({name: value for name, value in event.items() if name != "published_ts_ms"}) for event in kept
+    )
+
+
+def test_another_engine_is_told_from_the_one_that_ran(alone: Path) -> None:
+    (alone / "other_engine.py").write_text(ENGINE)
+    words = ("replay", "day.jsonl", "--engine", "other_engine", "--verify")
+    told = answered(alone, *words, code=5)
+    divergence = told["divergence"]
+    assert divergence["field"] == "/payload/regime_output/confidence"
+    assert (divergence["number"], divergence["replayed"]) == (1, 0.125)
+    assert json.loads(divergence["snapshot_inputs"])["event_type"] == "SnapshotInputs"
+    done = run(alone, *words)
+    assert done.returncode == 5
+    assert "divergence field" in done.stdout
+    assert "parts from what was published at run 1 of BTC-USD" in done.stderr
+    assert "next: --isolated" in done.stderr
+    assert "wherever it likes" not in done.stdout
+
+
+def refused(folder: Path, code: int, *words: str, **settings: str) -> str:
+    done = run(folder, *words, **settings)
+    assert_said_plainly(done)
+    assert done.returncode == code
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_an_export_that_is_damaged_is_refused_by_its_line(alone: Path) -> None:
+    text = (alone / "day.jsonl").read_bytes()
+    (alone / "short.jsonl").write_bytes(text[:-200])
+    assert "line" in refused(alone, 1, "replay", "short.jsonl")
+    lines = text.splitlines(keepends=True)
+    (alone / "cut.jsonl").write_bytes(b"".join(lines[:-1]))
+    assert f"line {len(lines) - 1}: the export is cut short" in refused(alone, 1, "replay", "cut.jsonl")
+    changed = text.replace(b"SnapshotInputs", b"SnapshotInput5", 1)
+    (alone / "changed.jsonl").write_bytes(changed)
+    number = changed[: changed.index(b"Input5")].count(b"\n") + 1
+    said = refused(alone, 1, "replay", "changed.jsonl")
+    assert f"line {number}: its check is wrong" in said
+    assert "next: take the export anew" in said
+    assert answered(alone, "replay", "changed.jsonl", "--verify", "--as-it-is", code=5)["verified"] is False
+
+
+def test_damaged_compression_is_refused_by_its_line(alone: Path) -> None:
+    packed = gzip.compress((alone / "day.jsonl").read_bytes())
+    (alone / "short.gz").write_bytes(packed[: len(packed) // 2])
+    assert "damaged or cut short" in refused(alone, 1, "replay", "short.gz")
+    (alone / "bad.gz").write_bytes(packed[:400] + bytes([packed[400] ^ 255]) + packed[401:])
+    assert "line " in refused(alone, 1, "replay", "bad.gz")
+
+
+def test_what_cannot_be_replayed_is_refused_in_a_line(alone: Path) -> None:
+    (alone / "empty").write_bytes(b"")
+    (alone / "other").write_text("symbol,price\n")
+    assert "there is nothing" in refused(alone, 1, "replay", "empty")
+    assert "this is no orchestrator-engine-export/1" in refused(alone, 1, "replay", "other")
+    assert "No such file" in refused(alone, 1, "replay", "nowhere")
+    assert "there is no module no_engine" in refused(alone, 2, "replay", "day.jsonl", "--engine", "no_engine")
+    assert "an export is replayed whole" in refused(alone, 2, "replay", "day.jsonl", "--from-run", "2")
+    assert "no database is running" in refused(alone, 1, "replay")
+    assert "no database is running" in refused(alone, 1, "export", "new.jsonl")
+    assert not (alone / "new.jsonl").exists()
+
+
+def test_an_export_that_fails_leaves_no_file(published: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, 1, "export", "day.jsonl", "--symbol", "DOGE", DATABASE_URL=published)
+    assert "DOGE" in said
+    assert [*tmp_path.iterdir()] == []
+    desk.change("UPDATE engine_head SET first_seq = 5")
+    said = refused(tmp_path, 1, "export", "day.jsonl", "--from-run", "1", DATABASE_URL=published)
+    assert "next: leave the beginning away" in said
+    done = run(tmp_path, "export", "day.jsonl", DATABASE_URL=published)
+    assert done.returncode == 0
+    assert "older runs are left out" in done.stderr
+
+
+def test_replaying_a_file_loads_no_database_driver(alone: Path) -> None:
+    asked = ["engine", "replay", str(alone / "day.jsonl"), "--verify"]
+    code = (
+        f"import sys; from orchestrator_cli.main import main; main({asked}, standalone_mode=False); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "models.engine.replay" in loaded
+    assert not {"sqlalchemy", "psycopg2", "celery", "redis"} & loaded
+
+
+def test_a_configuration_is_checked_without_a_service(tmp_path: Path) -> None:
+    (tmp_path / "engine.toml").write_bytes((ROOT / "examples" / "engine.toml").read_bytes())
+    assert answered(tmp_path, "config", "--check", "engine.toml")["valid"] is True
+    wrong = (ROOT / "examples" / "engine.toml").read_text().replace("decay_factor", "decay_facto")
+    (tmp_path / "wrong.toml").write_text(wrong.replace("boundary_interval_ms = 10000", "boundary_interval_ms = 10001"))
+    assert "boundary_interval_ms: must be a multiple" in refused(tmp_path, 2, "config", "--check", "wrong.toml")
+    (tmp_path / "wrong.toml").write_text(wrong)
+    assert "decay_facto" in refused(tmp_path, 2, "config", "--check", "wrong.toml")
+    (tmp_path / "none.toml").write_text("a = ")
+    assert "none.toml" in refused(tmp_path, 2, "config", "--check", "none.toml")
