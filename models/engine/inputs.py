@@ -38,7 +38,7 @@ _APPEND = Prepared(
                last_ts_ms = greatest(last_ts_ms,
                                      coalesce(%(now_ms)s, floor(extract(epoch FROM clock_timestamp()) * 1000)))
          WHERE last_seq - first_seq + 1 + %(n)s <= %(max_records)s
-           AND NOT EXISTS (SELECT FROM engine_control WHERE state = %(stopped)s)
+           AND NOT EXISTS (SELECT FROM engine_control WHERE %(stopped)s = state)
         RETURNING last_seq, last_ts_ms, beyond_seq
     ), appended AS (
         INSERT INTO engine_appends (last_seq, first_seq, ingest_ts_ms, counts)
