@@ -20,9 +20,11 @@ from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.tallies import read_all_tallies
 from models.tickets.stops import count_untaken_stops
+from orchestrator_web.engine import metrics as engine
 
 MS_IN_SECOND = 1000.0
 
+APPEND_FAILURES = Counter("orchestrator_buffer_append_failures", "Batches that could not be appended", ["code"])
 UNAUTHENTICATED = Counter("orchestrator_unauthenticated", "Requests without a valid credential", ["code"])
 REQUESTS = Histogram(
     "orchestrator_http_request_seconds",
@@ -44,13 +46,15 @@ class Ledgered(Collector):
         roles = GaugeMetricFamily("orchestrator_role_up", "Whether a process of the role runs", labels=["role"])
         owed = GaugeMetricFamily("orchestrator_stops_owed", "Stops ordered that no robot has taken yet", labels=[])
         with statement() as connection:
-            for kind, rows in itertools.groupby(read_all_tallies(connection), key=lambda row: row.kind):
+            tallies = read_all_tallies(connection)
+            for kind, rows in itertools.groupby(tallies, key=lambda row: row.kind):
                 self.add(kind, rows, states, topics, elapsed)
+            of_engine = [*engine.families(connection, tallies)]
             fresh = list_fresh_roles(connection)
             owed.add_metric([], count_untaken_stops(connection))
         for role in sorted(settings().process_roles):
             roles.add_metric([role], float(role in fresh))
-        yield from (states, topics, elapsed, roles, owed)
+        yield from (states, topics, elapsed, roles, owed, *of_engine)
 
     def add(
         self,
@@ -82,6 +86,7 @@ def exposition() -> bytes:
         multiprocess.MultiProcessCollector(registry)
     else:
         registry.register(UNAUTHENTICATED)
+        registry.register(APPEND_FAILURES)
         registry.register(REQUESTS)
     registry.register(Ledgered())
     return generate_latest(registry)

@@ -17,6 +17,7 @@ from models.engine.tables import (
     engine_runs,
     engine_states,
     engine_symbols,
+    engine_totals,
 )
 from models.kernel.errors import NotFound
 
@@ -131,3 +132,8 @@ def get_buffer(connection: Connection) -> Row:
     depth = (head.last_seq - head.first_seq + 1).label("depth")
     row = select(head.first_seq, head.last_seq, depth, age, now_ms().label("now_ms"))
     return connection.execute(row).mappings().one()
+
+
+def list_totals(connection: Connection) -> Sequence[Row]:
+    """How many events were ever appended, by source and type."""
+    return connection.execute(select(engine_totals)).mappings().all()

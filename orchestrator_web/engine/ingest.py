@@ -22,6 +22,7 @@ from orchestrator_web.auth import requires
 from orchestrator_web.compression import decode_body
 from orchestrator_web.idempotency import after_commit, creating
 from orchestrator_web.json import dumps
+from orchestrator_web.metrics import APPEND_FAILURES
 from orchestrator_web.parsing import ENGINE_EVENTS, JSON
 from orchestrator_web.problems import BadRequest
 
@@ -88,6 +89,8 @@ def telling(view: View) -> View:
             return view(*args, **kwargs)
         except OrchestratorError as error:
             tell_failure("buffer" if isinstance(error, Unavailable) else "ingest", error)
+            if isinstance(error, Unavailable):
+                APPEND_FAILURES.labels(error.code).inc()
             raise
 
     return tell

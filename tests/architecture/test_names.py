@@ -41,7 +41,7 @@ HEARTS = {
         "sections",
         "snapshots",
     },
-    "orchestrator_web/engine": {"answers", "ingest", "marks"},
+    "orchestrator_web/engine": {"answers", "ingest", "metrics", "marks"},
     "orchestrator_tasks/engine": {
         "__main__",
         "adapter",

@@ -16,7 +16,7 @@ def finished_run(api: Api) -> dict[str, Any]:
     """A run that was planned, taken and completed."""
     desk.running()
     run = desk.planned_run()
-    desk.complete(desk.take(run), snapshot_ingest_seq=None)
+    desk.complete(desk.take(run))
     return run
 
 
