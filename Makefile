@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint ops/constraints.txt
 PINS := setup.cfg pyproject.toml ops/constraints.txt
 
-.PHONY: help up demo test check chaos clean
+.PHONY: help up demo test check chaos bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -36,6 +36,10 @@ MINUTES ?= 3
 chaos: $(VENV)/dev.stamp  ## break everything for MINUTES=3 minutes under load (SEED= repeats) and check what was promised
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+BENCH ?=
+bench: $(VENV)/bench.stamp  ## measure the service beside its peers (BENCH="--quick --measures creates"), 15 minutes
+	@exec $(BIN)/python -m benchmarks $(BENCH)
+
 clean:  ## remove the environment and caches; the data in .orchestrator stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -53,5 +57,10 @@ $(VENV)/runtime.stamp: $(PINS) | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: $(PINS) | $(VENV)/bin/python
 	@echo "  · Installing the pinned dependencies and development tools (once)"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev,bench]'
+	@touch $(VENV)/runtime.stamp $(VENV)/bench.stamp $@
+
+$(VENV)/bench.stamp: $(PINS) | $(VENV)/bin/python
+	@echo "  · Installing the pinned dependencies and the peers to be measured (once)"
+	@$(PIP) --editable '.[bench]'
 	@touch $(VENV)/runtime.stamp $@
