@@ -63,14 +63,18 @@ def running(begin_ms: int = START_MS, **sections: Any) -> None:
     assert plan_runs(begin_ms).runs == 0
 
 
-def received(*events: Any) -> list[Received]:
-    sources = {"binance": frozenset(SYMBOLS), "kraken": frozenset(SYMBOLS)}
+def received(*events: Any, symbols: Sequence[str] = SYMBOLS) -> list[Received]:
+    sources = {"binance": frozenset(symbols), "kraken": frozenset(symbols)}
     return [check_event(text_of(each), sources) for each in events]
 
 
-def append(*events: Any, now_ms: int) -> Appended:
+def append_of(symbols: Sequence[str], *events: Any, now_ms: int) -> Appended:
     with transaction() as connection:
-        return append_events(connection, received(*events), max_records=10**6, now_ms=now_ms)
+        return append_events(connection, received(*events, symbols=symbols), max_records=10**6, now_ms=now_ms)
+
+
+def append(*events: Any, now_ms: int) -> Appended:
+    return append_of(SYMBOLS, *events, now_ms=now_ms)
 
 
 def trade(symbol: str = "BTC-USD", event_type: str = "TradeTick") -> dict[str, Any]:
