@@ -9,6 +9,7 @@ from models.kernel import clock
 from models.kernel.errors import Conflict
 from models.kernel.hints import WORK
 from orchestrator_tasks import hints
+from orchestrator_tasks.engine.publish import watch_outputs
 from orchestrator_tasks.keeper import keeper
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ LONGEST_SECONDS = 20.0
 def plan() -> None:
     """Plan until nothing is due, and nothing will be within the second."""
     began = clock.monotonic()
+    watch_outputs()
     while not keeper.is_shutting_down():
         try:
             done = plan_runs()

@@ -119,7 +119,7 @@ class Publisher:
             found = get_config(connection)
         self.config = found[1] if found else None
         if self.config is not None:
-            self.watch(self.config)
+            watch(self.config, self.failing_ms())
         self.next_look = clock.monotonic() + LOOK_SECONDS
 
     def step(self, config: Config) -> float:
@@ -141,32 +141,45 @@ class Publisher:
         self.failures += 1
         with statement() as connection:
             publications.record_failure(connection, error.message)
-        self.watch(config)
+        watch(config, self.failing_ms())
         delays = retry_delays(config.publish_retry)
         return delays[min(self.failures, len(delays)) - 1] / MS_IN_SECOND
 
-    def watch(self, config: Config) -> None:
-        """Pause the planning of runs when publishing lags too far behind, and let it go on when it no longer does."""
-        with transaction() as connection:
-            paused = get_status(connection)["scheduling_paused"]
-            why = self.find_reason(connection, config, paused)
-            if why and not paused:
-                degrade_engine(connection, why)
-            elif paused and not why and not is_failing(connection, config):
-                recover_engine(connection, "outputs are published again")
+    def failing_ms(self) -> float:
+        """For how long the stream has taken nothing; 0 while it does."""
+        return (clock.monotonic() - self.failing_since) * MS_IN_SECOND if self.failures else 0.0
 
-    def find_reason(self, connection: Any, config: Config, paused: bool) -> str | None:
-        """Why runs must not be planned now. Once they are not, half of the outputs must be gone until they are."""
-        chosen = config.output_publish
-        if not chosen.stream:
-            return None
-        most = chosen.max_pending // 2 if paused else chosen.max_pending
-        if count_pending(connection, most + 1) > most:
-            return f"more than {most} outputs wait to be published to {chosen.stream}"
-        failing_ms = (clock.monotonic() - self.failing_since) * MS_IN_SECOND
-        if self.failures and failing_ms >= longest_block_ms(config):
-            return f"{chosen.stream} has taken no outputs for {failing_ms:.0f} ms"
+
+def watch_outputs() -> None:
+    """Look for whoever publishes nothing itself: outputs pile up, too, while no publisher runs."""
+    with statement() as connection:
+        found = get_config(connection)
+    if found is not None:
+        watch(found[1])
+
+
+def watch(config: Config, failing_ms: float = 0.0) -> None:
+    """Pause the planning of runs when publishing lags too far behind, and let it go on when it no longer does."""
+    with transaction() as connection:
+        paused = get_status(connection)["scheduling_paused"]
+        why = find_reason(connection, config, paused, failing_ms)
+        if why and not paused:
+            degrade_engine(connection, why)
+        elif paused and not why and not is_failing(connection, config):
+            recover_engine(connection, "outputs are published again")
+
+
+def find_reason(connection: Any, config: Config, paused: bool, failing_ms: float) -> str | None:
+    """Why runs must not be planned now. Once they are not, half of the outputs must be gone until they are."""
+    chosen = config.output_publish
+    if not chosen.stream:
         return None
+    most = chosen.max_pending // 2 if paused else chosen.max_pending
+    if count_pending(connection, most + 1) > most:
+        return f"more than {most} outputs wait to be published to {chosen.stream}"
+    if failing_ms and failing_ms >= longest_block_ms(config):
+        return f"{chosen.stream} has taken no outputs for {failing_ms:.0f} ms"
+    return None
 
 
 def is_failing(connection: Any, config: Config) -> bool:

@@ -15,7 +15,7 @@ from models.kernel import clock
 from models.kernel.errors import Unavailable
 from models.kernel.hints import redis_url
 from models.kernel.session import statement, transaction
-from orchestrator_tasks.engine import publish
+from orchestrator_tasks.engine import planner, publish
 from orchestrator_tasks.engine.publish import Publisher
 from tests.engine import desk
 from tests.kernel.races import together, until
@@ -124,9 +124,10 @@ def test_two_publishers_at_once_push_each_output_once(valkey: redis.Redis, strea
 
 
 def test_whoever_holds_the_position_keeps_others_from_publishing(valkey: redis.Redis, stream: str) -> None:
+    publisher().attempt()  # makes the row
     finished_runs(1)
     with transaction() as connection:
-        assert publications.hold_publication(connection) == 0
+        assert publications.hold_publication(connection) is not None
         publisher().attempt()
         assert published(valkey, stream) == []
     publisher().attempt()
@@ -273,3 +274,13 @@ def test_a_publisher_ends_soon_after_it_is_told_to(valkey: redis.Redis, stream: 
     thread.join(10)
     assert not thread.is_alive()
     assert clock.monotonic() - began < 2
+
+
+def test_without_any_publisher_the_planner_itself_pauses_and_goes_on(valkey: redis.Redis, stream: str) -> None:
+    finished_runs(5)
+    planner.plan()
+    assert desk.engine_row()["state"] == "degraded"
+    assert desk.runs()[-1]["number"] == 5
+    publisher().attempt()
+    planner.plan()
+    assert desk.engine_row()["state"] == "running"
