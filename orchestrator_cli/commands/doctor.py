@@ -32,7 +32,7 @@ ANSWER_SECONDS = 8.0
 )
 @printing
 def doctor(canary_seconds: float) -> None:
-    """Check the database, the broker, clocks, processes, queues and disk. Exit code 1 when something FAILs."""
+    """Check database, broker, clocks, processes, queues, engine and disk. Exit code 1 when something FAILs."""
     findings = look(load(os.environ), canary_seconds)
     failed = sum(finding.verdict == "FAIL" for finding in findings)
     rows = [asdict(finding) for finding in findings]
@@ -48,10 +48,13 @@ def look(chosen: Settings, canary_seconds: float) -> list[Finding]:
 
     found = [*locate("broker", "BROKER_URL", broker_url), *locate("database", "DATABASE_URL", database_url)]
     absent = {finding.check for finding in found}
-    from orchestrator_cli.doctor import broker, canaries, database
+    from orchestrator_cli.doctor import broker, canaries, database, engine
 
     servers = {"database": database.look_at_database, "broker": broker.look_at_broker}
     present = {name: look for name, look in servers.items() if name not in absent}
+    present["engine module"] = engine.look_at_module
+    if "database" in present:
+        present["engine"] = engine.look_at_engine
     found += look_all({**present, **around(chosen)}, ANSWER_SECONDS)
     if any(finding.check == "broker" and finding.verdict == "ok" for finding in found):
         queues = {"queues": lambda: canaries.look_at_queues(canary_seconds)}
