@@ -31,7 +31,7 @@ KNOWN_TYPES = frozenset(
     }
 )
 OTHER = "other"
-STATUSES = {events.COMPLETED: "success", events.FAILED: "failure"}
+OUTCOMES = {events.COMPLETED: "success", events.FAILED: "failure"}
 TYPES = {
     events.STARTED: events.RUN_STARTED,
     events.COMPLETED: events.RUN_COMPLETED,
@@ -96,11 +96,11 @@ def of_scheduler(row: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def of_runs(mine: Tallies, told: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
-    ended = {status: told.get((RUN.kind, topic), 0) for topic, status in STATUSES.items()}
+    ended = {status: told.get((RUN.kind, topic), 0) for topic, status in OUTCOMES.items()}
     yield counter("orchestrator_engine_runs", "Runs that ended", "status", ended)
-    buckets: dict[str, Counter[str]] = {topic: Counter() for topic in STATUSES}
+    buckets: dict[str, Counter[str]] = {topic: Counter() for topic in OUTCOMES}
     for row in mine:
-        if row.measure == "elapsed" and row.name in STATUSES:
+        if row.measure == "elapsed" and row.name in OUTCOMES:
             buckets[row.name][row.bucket] += row.value
     made = HistogramMetricFamily(
         "orchestrator_engine_duration_ms", "How long runs' last attempts took", labels=["status"]
@@ -109,7 +109,7 @@ def of_runs(mine: Tallies, told: Mapping[tuple[str, str], int]) -> Iterator[Metr
         total = values.pop("sum", 0.0)
         if values:
             edges = sorted(values.items(), key=lambda pair: float(pair[0].replace("+Inf", "inf")))
-            made.add_metric([STATUSES[topic]], edges, total)
+            made.add_metric([OUTCOMES[topic]], edges, total)
     yield made
 
 

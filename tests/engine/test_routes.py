@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine import desk
 from tests.web.service import Api, assert_problem, each, key_with
+from tests.web.test_openapi import check, resolved
 
 UNKNOWN_RUN = "a" * 64
 
@@ -175,3 +176,28 @@ def test_only_an_admin_acts_on_the_engine(anonymous: Api, writing: Api, path: st
     assert_problem(anonymous.post(path), 401)
     assert_problem(writing.post(path), 403)
     assert desk.engine_row()["state"] == "init"
+
+
+def test_what_is_answered_is_what_the_document_says(api: Api) -> None:
+    run = finished_run(api)
+    document = api.get("/openapi.json").get_json()
+    calls = [
+        ("get", "/engine/status", "/engine/status", {}),
+        ("get", "/engine/config", "/engine/config", {}),
+        ("get", "/engine/config/{version}", "/engine/config/1", {}),
+        ("get", "/engine/config/{version}", "/engine/config/7", {}),
+        ("get", "/engine/runs", "/engine/runs", {}),
+        ("get", "/engine/runs", "/engine/runs?limit=0", {}),
+        ("get", "/engine/runs/{run_id}", f"/engine/runs/{run['id']}", {}),
+        ("get", "/engine/runs/{run_id}", f"/engine/runs/{UNKNOWN_RUN}", {}),
+        ("get", "/engine/outputs", "/engine/outputs", {}),
+        ("post", "/engine/config", "/engine/config", {"json": desk.body(engine={"timeout_ms": 5000})}),
+        ("post", "/engine/config", "/engine/config", {"json": {}}),
+        *(("post", f"/engine/{name}", f"/engine/{name}", {}) for name in ("drain", "start", "stop", "stop", "reset")),
+    ]
+    for method, path, url, options in calls:
+        answer = api.call(method.upper(), url, **options)
+        said = document["paths"][path][method]["responses"].get(str(answer.status_code))
+        assert said is not None, (method, url, answer.status_code)
+        content = resolved(document, said)["content"]
+        check(document, content[answer.content_type]["schema"], answer.get_json())
