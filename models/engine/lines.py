@@ -154,8 +154,7 @@ def parsed(number: int, raw: bytes) -> Line:
     if not isinstance(kind, str) or kind not in MEMBERS:
         raise BrokenExport(number, "it is no object of a known kind")
     for name, wanted in MEMBERS[kind].items():
-        value = body.get(name)
-        if name not in body or not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        if type(body.get(name)) is not wanted and (wanted is not object or name not in body):
             raise BrokenExport(number, f"{name} is missing or of the wrong type")
     if kind == "header" and body["format"] != FORMAT:
         raise BrokenExport(number, f"the format is {body['format']!r}; this version reads {FORMAT}")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import orjson
 
 from models.engine import events
-from models.engine.canonical import canonical
+from models.engine.canonical import canonical, normalise
 from models.engine.config import HYSTERESIS
 from models.engine.contract import SNAPSHOT_INPUTS
 from models.engine.cuts import run_id
@@ -192,7 +192,7 @@ class Replay:
         opened.close(end)
         told = {**run, **derived, "id": derived["run_id"], "snapshot_ingest_seq": run.get("snapshot_ingest_seq")}
         made = self.events_of(told, opened, snapshot, line.number)
-        return Replayed(line.number, run, derived, snapshot, made, [*map(canonical, made)], [])
+        return Replayed(line.number, run, derived, snapshot, made, [*map(text_of, made)], [])
 
     def events_of(
         self, run: dict[str, Any], opened: Open, snapshot: tuple[int, str] | None, number: int
@@ -234,6 +234,12 @@ class Replay:
         if not isinstance(limits, Mapping):
             raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export")
         return limits
+
+
+def text_of(event: Mapping[str, Any]) -> str:
+    """The event's canonical JSON: what is not the engine's own in it is normal already."""
+    whole = {**event, "payload": normalise(event["payload"])}
+    return orjson.dumps(whole, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def was_not_the_engine(run: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.engine.canonical import canonical
 from models.engine.divergence import RUN_RECORD, Digest, find_divergence, verify
 from models.engine.lines import BrokenExport, Writer
 from models.engine.replay import replay
@@ -65,6 +66,13 @@ def days(draw: st.DrawFn) -> Day:
 def test_a_replay_tells_what_a_plain_model_tells(day: Day) -> None:
     assert replayed(day) == day.events()
     assert verify(day.lines(), stand_in) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(days())
+def test_the_texts_are_canonical(day: Day) -> None:
+    for run in replay(day.lines(), stand_in):
+        assert run.texts == [canonical(event) for event in run.events]
 
 
 @settings(max_examples=60, deadline=None)
