@@ -209,7 +209,8 @@ class Host:
             if is_whole(received):
                 return bytes(received[LENGTH.size :])
             if self.ended.fileno() in ready and (how := self.how_it_ended(child)):
-                return failure(EngineFailed.code, how)
+                # it may have answered and ended since its answer was looked for
+                return last_words(connection, received) or failure(EngineFailed.code, how)
         return failure(TIMEOUT, "the engine did not answer within its time")
 
     def how_it_ended(self, child: int) -> str:
@@ -232,6 +233,15 @@ def receive(connection: socket.socket, received: bytearray) -> bool:
             part = connection.recv(1 << 20)
     received += part
     return bool(part)
+
+
+def last_words(connection: socket.socket, received: bytearray) -> bytes:
+    """The answer of a child that has ended, if it had sent it whole; else nothing."""
+    with contextlib.suppress(BlockingIOError):  # a process of its own still holds the other end
+        connection.setblocking(False)
+        while receive(connection, received):
+            pass
+    return bytes(received[LENGTH.size :]) if is_whole(received) else b""
 
 
 def is_whole(received: bytearray) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from models.engine.snapshots import FIELDS, MISSING
 from models.kernel.errors import InvalidSettings
 from models.kernel.settings import settings
 from orchestrator_tasks.engine import host, hosts
+from orchestrator_tasks.engine.adapter import Engine
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine, check_engine, close_host
 from tests.service.waiting import eventually
 
@@ -178,6 +181,37 @@ def test_a_process_that_is_left_behind_does_not_hold_up_the_answer(tmp_path: Pat
     assert call("ends before its process", path=tmp_path / "pid")["error_detail"] == (
         "the engine ended its process with status 0"
     )
+
+
+def test_a_child_that_answers_and_ends_while_it_is_looked_for_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`poll` looks at one descriptor after the other: the answer may come just behind its look, and the end before."""
+    real = select.poll
+
+    class Unlucky:
+        def __init__(self) -> None:
+            self.poll_all, self.late = real(), 0
+
+        def register(self, end: socket.socket, events: int) -> None:
+            self.late = end.fileno() if end is connection else self.late
+            self.poll_all.register(end, events)
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            return [found for found in self.poll_all.poll(milliseconds) if found[0] != self.late]
+
+    ours, theirs = socket.socketpair()
+    before = signal.getsignal(signal.SIGCHLD)
+    serving = host.Host(Engine.load("tests.engine.wild"), ours)
+    child, connection = serving.fork()
+    monkeypatch.setattr(select, "poll", Unlucky)
+    asked = orjson.dumps({"request": request("calm"), "timeout_seconds": LONG, "memory_mb": MEMORY_MB})
+    found = serving.carried_out(asked, child, connection)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, before)
+    os.waitpid(child, 0)
+    for end in (ours, theirs, connection, serving.ended, serving.ending):
+        end.close()
+    assert "ok" in orjson.loads(found)
 
 
 def test_what_the_engine_prints_goes_to_the_log_and_not_into_the_answer(capfd: pytest.CaptureFixture[str]) -> None:
