@@ -231,7 +231,7 @@ def test_valkey_keeps_what_it_is_given_and_tells_nobody_its_password(tmp_path: P
 def test_streams_go_to_processes_of_their_own_and_are_not_held_back() -> None:
     proxy = (ROOT / "ops/Caddyfile").read_text()
     streams = proxy[proxy.index("handle @streams") :]
-    assert "@streams path /ws/* /tickets/events" in proxy
+    assert "@streams path /ws/* /tickets/events /engine/outputs/events" in proxy
     assert "flush_interval -1" in streams[: streams.index("handle {")]
     assert "dynamic a streams 8000" in streams
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.service.running import Running
 
-ENDLESS = ("/tickets/events", "/ws/tickets")
+ENDLESS = ("/tickets/events", "/ws/tickets", "/engine/outputs/events", "/ws/engine")
 """Streams that do not end by themselves; their refusals have tests of their own."""
 
 LEFT_OUT = ("positive_data_acceptance",)
@@ -57,15 +57,16 @@ def cases(report: str) -> int:
         ("^/clients", 8),
         ("^/(operations|tickets/(execute|cancel|replay))", 0),
         ("^/(scheduler|estop|dead-letters)", 0),
+        ("^/engine", 0),
     ],
-    ids=["tickets", "clients", "operations", "operators"],
+    ids=["tickets", "clients", "operations", "operators", "engine"],
 )
 def test_what_one_answer_links_to_is_followed_without_a_failure(
     surface: Running, tmp_path: Path, family: str, fewest: int
 ) -> None:
     """One family at a time: over the whole document a walk rarely comes upon two requests that belong together.
 
-    How many links a walk finds in the last two families depends on what others left: they promise none. The walks come
+    How many links a walk finds in the last three families depends on what others left: they promise none. The walks come
     before the thousands, whose Idempotency-Keys are the same and would have the walks' creations refused.
     """
     code, report = run(surface, tmp_path, "--phases=stateful", "--max-examples=60", f"--include-path-regex={family}")
