@@ -16,7 +16,6 @@ from models.kernel.errors import OrchestratorError
 from models.kernel.processes import Presence
 from models.kernel.schedules import declare
 from models.kernel.session import statement
-from orchestrator_tasks.engine.config import accept_file, check_file_and_engine
 from orchestrator_tasks.keeper import keeper
 
 app = Celery("orchestrator")
@@ -44,6 +43,8 @@ def log_as_json(**_: Any) -> None:
 def worker_is_made(sender: Any, **_: Any) -> None:
     """A worker that cannot call the engine must not take its runs: each would fail for good."""
     if role_of(sender.hostname) == "cpu":
+        from orchestrator_tasks.engine.config import check_file_and_engine
+
         try:
             check_file_and_engine()
         except OrchestratorError as error:
@@ -91,6 +92,8 @@ def worker_ends(**_: Any) -> None:
 @signals.beat_init.connect
 def beat_starts(**_: Any) -> None:
     """Without a database there is nothing to tick for: end, and be started again."""
+    from orchestrator_tasks.engine.config import accept_file
+
     try:
         with statement() as connection:
             declare(connection, celeryconfig.SCHEDULES)

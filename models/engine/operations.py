@@ -139,14 +139,14 @@ def publish_decision(connection: Connection, attempt: Attempt, decision: Mapping
         raise lease_lost(attempt)
     run = {**attempt.run, "attempts": attempt.number}
     event = normalise(events.decision_event(run, decision) | {events.OPERATIONAL: told_at})
-    seq = tell(connection, attempt, worker, topic=events.DECIDED, body=event)
+    seq = tell_run(connection, attempt, worker, topic=events.DECIDED, body=event)
     row = {"seq": seq, "run_id": attempt.run_id, "event_type": event["event_type"], "event": canonical(event)}
     of_run = {name: run[name] for name in ("symbol", "engine_timestamp_ms")}
     connection.execute(insert(engine_outputs).values(**row, **of_run))
     return seq
 
 
-def tell(
+def tell_run(
     connection: Connection,
     attempt: Attempt,
     worker: str,
@@ -170,7 +170,7 @@ def keep_evidence(connection: Connection, attempt: Attempt, what: Mapping[str, A
     """Keep in the ledger what an attempt reports that owns its run no longer; it changes nothing."""
     facts = {"run_id": attempt.run_id, "symbol": attempt.run["symbol"], "attempt": attempt.number}
     body = {**facts, **attempt.held, **what}
-    tell(connection, attempt, worker, topic=events.EVIDENCE, body=body, reason="lease_lost")
+    tell_run(connection, attempt, worker, topic=events.EVIDENCE, body=body, reason="lease_lost")
 
 
 def retry_run(
