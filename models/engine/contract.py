@@ -17,6 +17,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NoReturn, TypeGuard
 
 import orjson
@@ -28,6 +29,12 @@ SNAPSHOT_INPUTS = "SnapshotInputs"
 LARGEST_EVENT = 2**20
 LONGEST_NAME = 64
 GREATEST = 2**63  # what a bigint cannot hold
+NAME = f"must be a text of 1 to {LONGEST_NAME} printable characters without |"
+NOTHING: frozenset[str] = frozenset()
+REQUIRED = itemgetter(
+    *("schema", "schema_version", "source_id", "symbol", "event_type"),
+    *("recv_ts_ms", "exchange_ts_ms", "raw_payload", "normalized"),
+)
 TEXTS = ("source_event_id", "channel", "payload_content_type", "payload_hash")
 WHITE_SPACE = b" \t\r\n"
 
@@ -55,20 +62,24 @@ def check_event(text: bytes, sources: Sources, alignment_ms: int = 1) -> Receive
     """
     text = text.strip(WHITE_SPACE)
     event = parse(text)
-    get = event.get
-    if get("schema") != SCHEMA:
-        refuse("schema", f"must be {SCHEMA}")
-    if get("schema_version") != SCHEMA_VERSION:
-        refuse("schema_version", f"must be the text {SCHEMA_VERSION}")
-    source_id, symbol, event_type = get("source_id"), get("symbol"), get("event_type")
-    if not (is_name(source_id) and is_name(symbol) and is_name(event_type)):
-        refuse_names(event)
-    symbols = sources.get(source_id)
-    if symbols is None or symbol not in symbols:
-        refuse_stranger(source_id, symbol, symbols)
-    recv_ts_ms, exchange_ts_ms = check_times(event)
-    check_rest(event)
-    snapshot_ts_ms = check_snapshot(event["normalized"], alignment_ms) if event_type == SNAPSHOT_INPUTS else None
+    try:
+        schema, version, source_id, symbol, event_type, recv_ts_ms, exchange_ts_ms, payload, normalized = REQUIRED(
+            event
+        )
+    except KeyError as missing:
+        refuse(missing.args[0], "is missing")
+    if schema != SCHEMA or version != SCHEMA_VERSION:
+        refuse_schema(schema)
+    if type(source_id) is not str or type(symbol) is not str or symbol not in sources.get(source_id, NOTHING):
+        refuse_stranger(source_id, symbol, sources)
+    if not is_name(event_type):
+        refuse("event_type", NAME)
+    if not is_integer(recv_ts_ms) or not (exchange_ts_ms is None or is_integer(exchange_ts_ms)):
+        refuse_times(recv_ts_ms)
+    if type(normalized) is not dict or type(payload) is not str:
+        refuse_content(payload)
+    check_optional(event, payload)
+    snapshot_ts_ms = check_snapshot(normalized, alignment_ms) if event_type == SNAPSHOT_INPUTS else None
     return Received(source_id, symbol, event_type, snapshot_ts_ms, text.decode(), recv_ts_ms, exchange_ts_ms)
 
 
@@ -94,26 +105,8 @@ def is_integer(value: Any) -> TypeGuard[int]:
     return type(value) is int and -GREATEST <= value < GREATEST
 
 
-def check_times(event: Mapping[str, Any]) -> tuple[int, int | None]:
-    recv_ts_ms, exchange_ts_ms = event.get("recv_ts_ms"), event.get("exchange_ts_ms")
-    if not is_integer(recv_ts_ms):
-        refuse("recv_ts_ms", "must be an integer of milliseconds")
-    if exchange_ts_ms is None and "exchange_ts_ms" not in event:
-        refuse("exchange_ts_ms", "is missing; say null where it is not known")
-    if exchange_ts_ms is not None and not is_integer(exchange_ts_ms):
-        refuse("exchange_ts_ms", "must be an integer of milliseconds, or null")
-    return recv_ts_ms, exchange_ts_ms
-
-
-def check_rest(event: Mapping[str, Any]) -> None:
+def check_optional(event: Mapping[str, Any], payload: str) -> None:
     get = event.get
-    if type(get("normalized")) is not dict:
-        refuse("normalized", "must be an object")
-    payload = get("raw_payload")
-    if type(payload) is not str:
-        refuse("raw_payload", "must be a text")
-    if get("raw_payload_encoding", "text") != "text":
-        check_base64(get("raw_payload_encoding"), payload)
     for name in TEXTS:
         value = get(name)
         if value is not None and type(value) is not str:
@@ -121,6 +114,8 @@ def check_rest(event: Mapping[str, Any]) -> None:
     sequence = get("source_seq")
     if sequence is not None and not is_integer(sequence):
         refuse("source_seq", "must be an integer of 64 bits, or null")
+    if get("raw_payload_encoding", "text") != "text":
+        check_base64(get("raw_payload_encoding"), payload)
 
 
 def check_base64(encoding: Any, payload: str) -> None:
@@ -142,15 +137,31 @@ def check_snapshot(normalized: Mapping[str, Any], alignment_ms: int) -> int:
     return timestamp_ms
 
 
-def refuse_names(event: Mapping[str, Any]) -> NoReturn:
-    wrong = next(name for name in ("source_id", "symbol", "event_type") if not is_name(event.get(name)))
-    refuse(wrong, f"must be a text of 1 to {LONGEST_NAME} printable characters without |")
+def refuse_schema(schema: Any) -> NoReturn:
+    if schema != SCHEMA:
+        refuse("schema", f"must be {SCHEMA}")
+    refuse("schema_version", f"must be the text {SCHEMA_VERSION}")
 
 
-def refuse_stranger(source_id: str, symbol: str, symbols: frozenset[str] | None) -> NoReturn:
-    if symbols is None:
+def refuse_stranger(source_id: Any, symbol: Any, sources: Sources) -> NoReturn:
+    for member, value in (("source_id", source_id), ("symbol", symbol)):
+        if not is_name(value):
+            refuse(member, NAME)
+    if source_id not in sources:
         refuse("source_id", f"{source_id!r} is no configured source", code="unknown_source")
     refuse("symbol", f"{symbol!r} is no configured symbol of {source_id!r}", code="unknown_symbol")
+
+
+def refuse_times(recv_ts_ms: Any) -> NoReturn:
+    if not is_integer(recv_ts_ms):
+        refuse("recv_ts_ms", "must be an integer of milliseconds")
+    refuse("exchange_ts_ms", "must be an integer of milliseconds, or null")
+
+
+def refuse_content(payload: Any) -> NoReturn:
+    if type(payload) is not str:
+        refuse("raw_payload", "must be a text")
+    refuse("normalized", "must be an object")
 
 
 def refuse(member: str, why: str, code: str = "invalid_event") -> NoReturn:

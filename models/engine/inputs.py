@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, func, select, text, update
@@ -25,10 +26,12 @@ from models.kernel.prepared import Prepared
 from models.kernel.session import plain_errors, to_json
 
 COLUMNS = tuple(column.name for column in engine_inputs.columns)
-ROWS_IN_CHUNK = 256
+ROWS_IN_CHUNK = 1024
 FULL_SECONDS, STOPPED_SECONDS, BUSY_SECONDS = 5.0, 30.0, 1.0
 FEWEST_ROWS, MOST_ROWS = 1000, 1_000_000
 PARTS, FEWEST_PARTS = 16, 4
+KINDS = attrgetter("source_id", "symbol", "event_type")
+SOURCE, SYMBOL = attrgetter("source_id"), attrgetter("symbol")
 
 _APPEND = Prepared(
     """
@@ -119,12 +122,13 @@ def facts_of(received: Sequence[Received]) -> dict[str, str]:
     """How many of what came, and at which place in the batch each symbol comes first."""
     counts: dict[str, dict[str, int]] = {}
     totals: Counter[tuple[str, str]] = Counter()
-    for (source_id, symbol, event_type), n in Counter((r.source_id, r.symbol, r.event_type) for r in received).items():
+    for (source_id, symbol, event_type), n in Counter(map(KINDS, received)).items():
         of_symbol = counts.setdefault(symbol, {})
         of_symbol[event_type] = of_symbol.get(event_type, 0) + n
         totals[source_id, event_type] += n
     named = [{"source_id": name[0], "event_type": name[1], "events": n} for name, n in sorted(totals.items())]
-    places = dict(zip((r.symbol for r in reversed(received)), range(len(received), 0, -1), strict=True))  # first wins
+    backwards = zip(map(SYMBOL, reversed(received)), range(len(received), 0, -1), strict=True)
+    places = dict(backwards)  # of each symbol the first place wins
     return {"counts": to_json(counts), "totals": to_json(named), "places": to_json(places)}
 
 
@@ -142,16 +146,16 @@ def chunks_of(received: Sequence[Received], first_seq: int, ingest_ts_ms: int) -
 
 def tell_batch(received: Sequence[Received], appended: Appended) -> None:
     """One line in the log for a batch, not one for each event."""
-    newest = max(received, key=lambda event: event.recv_ts_ms)
+    last = received[-1]
     facts = {
         "accepted": appended.accepted,
-        "source_id": sorted({event.source_id for event in received}),
-        "symbol": sorted({event.symbol for event in received}),
+        "source_id": sorted(set(map(SOURCE, received))),
+        "symbol": sorted(set(map(SYMBOL, received))),
         "ingest_seq": appended.first_ingest_seq,
         "last_ingest_seq": appended.last_ingest_seq,
         "ingest_ts_ms": appended.ingest_ts_ms,
-        "recv_ts_ms": newest.recv_ts_ms,
-        "exchange_ts_ms": newest.exchange_ts_ms,
+        "recv_ts_ms": last.recv_ts_ms,
+        "exchange_ts_ms": last.exchange_ts_ms,
     }
     logging.getLogger("orchestrator.ingest").info("events appended", extra=facts)
 

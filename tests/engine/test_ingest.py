@@ -260,7 +260,7 @@ def test_only_who_may_write_may_append(app: Flask) -> None:
 
 def test_a_batch_is_one_line_in_the_log(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    api.send(PATH, lines_of(event(), event(source_id="kraken", recv_ts_ms=200_000), snapshot()), NDJSON)
+    api.send(PATH, lines_of(event(), event(source_id="kraken"), snapshot() | {"recv_ts_ms": 200_000}), NDJSON)
     (line,) = (record for record in caplog.records if record.name == "orchestrator.ingest")
     assert (line.source_id, line.symbol) == (["binance", "kraken"], ["BTC-USD"])  # type: ignore[attr-defined]
     assert (line.ingest_seq, line.last_ingest_seq, line.accepted) == (1, 3, 3)  # type: ignore[attr-defined]
