@@ -19,6 +19,7 @@ from orchestrator_cli.service import Service
 from orchestrator_cli.stream import Stream
 
 PATH = "/tickets/events"
+RUN_ID_LENGTH = 64
 OUTPUTS_PATH = "/engine/outputs/events"
 COLUMNS = ("ticket_id", "command", "target", "status", "event", "at")
 FRAME_SECONDS = 0.1
@@ -61,7 +62,7 @@ def print_outputs(service: Service, filters: dict[str, str], count: int | None) 
 
 
 def line_of_output(event: dict[str, Any]) -> str:
-    return "  ".join(text(part) for part in output_row(event).values())
+    return "  ".join(text(part, RUN_ID_LENGTH) for part in output_row(event).values())
 
 
 def output_row(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from orchestrator_cli.commands.engine_replay import export, replay
 from orchestrator_cli.errors import WrongUsage
 from orchestrator_cli.output import facts, flat, printing, show, table
 from orchestrator_cli.service import Service, asking
-from orchestrator_cli.watching import output_row, print_outputs
+from orchestrator_cli.watching import RUN_ID_LENGTH, output_row, print_outputs
 
 STATUSES = ("planned", "started", "waiting", "completed", "failed")
 RUNS = ("number", "symbol", "engine_timestamp_ms", "status", "attempts", "cut", "error_kind", "run_id")
@@ -160,7 +160,7 @@ def outputs(service: Service, *, follow: bool, limit: int, count: int | None, **
             print_outputs(service, {name: value for name, value in chosen.items() if value is not None}, count)
         return
     page = service.get("/engine/outputs", **chosen, limit=limit)
-    lines = table(OUTPUTS, map(output_row, page["events"]), nothing="no output")
+    lines = table(OUTPUTS, map(output_row, page["events"]), nothing="no output", limit=RUN_ID_LENGTH)
     show(page, [*lines, "", f"{'more' if page['has_more'] else 'what comes next'}: --after {page['next']}"])
 
 
