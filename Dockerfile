@@ -19,6 +19,8 @@ COPY orchestrator_web orchestrator_web
 COPY orchestrator_tasks orchestrator_tasks
 COPY orchestrator_cli orchestrator_cli
 COPY migrations migrations
+# The engine that runs where no other is named, and its configuration.
+COPY examples examples
 COPY ops/healthy.py ops/healthy.py
 # Compiled here, because nothing is written later: the root file system may be read-only.
 RUN /venv/bin/python -m compileall -q /app
