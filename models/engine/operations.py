@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select
 
 from models.engine import events, transitions
 from models.engine.canonical import canonical, normalise
-from models.engine.queries import list_lost_counts, now_ms
+from models.engine.queries import list_attempts, now_ms
 from models.engine.states import COMPLETED, FAILED, RUN
 from models.engine.tables import ENGINE_FAILURE, engine_outputs
 from models.kernel.errors import LeaseLost
@@ -204,7 +204,7 @@ def release_run(connection: Connection, attempt: Attempt, worker: str) -> bool:
 
 def lose_runs(connection: Connection, held: Sequence[Held]) -> int:
     """The workers of these fell silent: the same attempt is made again, until too many of them did."""
-    answered = list_lost_counts(connection, [job.subject_id for job in held])
+    answered = list_attempts(connection, [job.subject_id for job in held])
     lost = {job.id: job.attempt - answered.get(job.subject_id, 0) for job in held}
     over = [job for job in held if lost[job.id] >= transitions.LOST_ATTEMPTS]
     again = [job for job in held if lost[job.id] < transitions.LOST_ATTEMPTS]

@@ -74,7 +74,7 @@ def count_runs(connection: Connection, filters: Mapping[str, Any]) -> tuple[int,
     return min(found, COUNT_CAP), found > COUNT_CAP
 
 
-def list_lost_counts(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
+def list_attempts(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
     """How many attempts of each of these runs ended with an answer."""
     rows = connection.execute(select(engine_runs.c.id, engine_runs.c.attempts).where(engine_runs.c.id.in_(run_ids)))
     return {row.id: row.attempts for row in rows}

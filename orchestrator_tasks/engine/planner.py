@@ -49,8 +49,5 @@ def report(done: Pass) -> None:
         hints.send((WORK, ""))
     if done.ticks or done.missed:
         counts = {"ticks": done.ticks, "runs": done.runs, "skipped": done.skipped, "missed": done.missed}
-        log.log(
-            logging.WARNING if done.missed else logging.INFO,
-            "orchestrator.scheduler",
-            extra={**counts, "lag_ms": done.lag_ms, "next_tick_ms": done.next_tick_ms},
-        )
+        level = logging.WARNING if done.missed else logging.INFO if done.runs else logging.DEBUG
+        log.log(level, "orchestrator.scheduler", extra={**counts, "lag_ms": done.lag_ms})

@@ -30,7 +30,7 @@ from models.kernel.webhooks.feeding import register_source
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine
-from orchestrator_tasks.keeper import SHUTDOWN, TIMEOUT, keeper
+from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ def carry_out(attempt: Attempt) -> str:
         interrupt = Interrupt()
         with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
             given = patiently(lambda: look(attempt))
-            if keeper.is_shutting_down():
-                raise Interrupted(SHUTDOWN)
+            if reason := interrupt.reason or (SHUTDOWN if keeper.is_shutting_down() else None):
+                raise Interrupted(reason)
             outcome = decide(attempt, given, interrupt)
         return end(attempt, given.config, outcome)
     except Interrupted as interrupted:
@@ -163,9 +163,9 @@ def called(request: Mapping[str, Any], timeout: float, memory_mb: int, interrupt
 
 
 def give_up(attempt: Attempt, reason: str) -> str:
-    """Give back what a shutdown interrupted; a lease that is lost or revoked is nothing to give back."""
+    """Give back what was interrupted before it had an outcome; a lease that is lost is nothing to give back."""
     log.warning("the attempt was interrupted", extra={"reason": reason})
-    if reason != SHUTDOWN:
+    if reason in {LEASE_LOST, REVOKED}:
         return "lease lost"
     try:
         with statement() as connection:

@@ -112,7 +112,7 @@ def check_that_outputs_are_the_ledger_s() -> None:
 
 
 def test_what_is_told_is_what_is_put_out_byte_for_byte(database: str) -> None:
-    odd = ["é", "€🐈", 'a"b\\c', "Z", "a", "aa", "z z", "ß"]
+    odd = ["é", "€🐈", 'a"b\\c', "Z", "a", "aa", "z z", "ß", "ﾡ", "😀"]
     running(engine={"engine_mode": "hysteresis"})
     run = desk.planned_run(*(trade(event_type=name) for name in odd), inputs(START_MS))
     attempt = take(run)
