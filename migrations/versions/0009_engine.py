@@ -176,10 +176,12 @@ CREATE TABLE engine_runs (
     CONSTRAINT engine_runs_config_version_fkey FOREIGN KEY(config_version) REFERENCES engine_configs (version)
 )
  WITH (fillfactor = 80);
+CREATE INDEX engine_runs_mode_ix ON engine_runs (engine_mode, number DESC);
 CREATE INDEX engine_runs_needed_ix ON engine_runs (cut_start_ingest_seq)
     WHERE state IN ('planned', 'started', 'waiting');
 CREATE INDEX engine_runs_state_ix ON engine_runs (state, number DESC);
 CREATE INDEX engine_runs_symbol_ix ON engine_runs (symbol, number DESC);
+CREATE INDEX engine_runs_time_ix ON engine_runs (engine_timestamp_ms);
 COMMENT ON COLUMN engine_runs.id IS 'run_id: SHA-256 of symbol|engine_timestamp_ms|cut_end|mode';
 COMMENT ON COLUMN engine_runs.number IS 'in the order planned';
 COMMENT ON COLUMN engine_runs.attempts IS 'that the engine answered or failed';

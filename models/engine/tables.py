@@ -190,6 +190,8 @@ engine_runs = Table(
     CheckConstraint("state = 'planned' OR started_ts_ms IS NOT NULL", name="started"),
     Index("engine_runs_symbol_ix", "symbol", text("number DESC")),
     Index("engine_runs_state_ix", "state", text("number DESC")),
+    Index("engine_runs_mode_ix", "engine_mode", text("number DESC")),
+    Index("engine_runs_time_ix", "engine_timestamp_ms"),
     Index(
         "engine_runs_needed_ix",
         "cut_start_ingest_seq",

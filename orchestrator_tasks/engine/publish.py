@@ -78,7 +78,7 @@ def publish_next(chosen: OutputPublish) -> bool | None:
         if reached > after:
             publications.move_publication(connection, reached, [row["seq"] for row in events])
     if events:
-        log.info("outputs published", extra={"events": len(events), "last_seq": reached, "stream": chosen.stream})
+        log.debug("outputs published", extra={"events": len(events), "last_seq": reached, "stream": chosen.stream})
     return reached < upto
 
 
