@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from celeryconfig import SCHEDULES
 from models.engine.contract import Received
 from models.engine.inputs import append_events, count_records, find_cut_end
 from models.engine.retention import (
@@ -20,11 +22,13 @@ from models.engine.retention import (
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, Gone, Invalid, NotFound, Unavailable
 from models.kernel.session import statement, transaction
+from orchestrator_tasks.schedules import DUTIES
+from tests.conftest import forget
 from tests.engine.configured import configure
 from tests.engine.market import event
 from tests.engine.test_cut_safety import race
 from tests.engine.test_inputs import append, received, rows
-from tests.kernel.races import alone
+from tests.kernel.races import DEADLINE_SECONDS, alone, waits_or_ends
 
 ROOM = 40  # partitions of ten; thirty are kept
 RUN = """
@@ -189,12 +193,36 @@ def test_retention_that_waits_for_a_mark_keeps_what_it_marks(log: str, writer: C
     assert first == 1
 
 
-def test_appends_go_on_while_a_partition_is_dropped_and_numbers_too(log: str) -> None:
-    with transaction() as connection:
-        append_events(connection, received(event()), max_records=ROOM, now_ms=2000)
-        alone(lambda c: c.execute(text("SELECT 1")))
+def test_appends_and_reads_go_on_while_a_partition_is_dropped(log: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as reading:
+            assert reading.scalar(text("SELECT count(*) FROM engine_inputs")) == 35
+            dropping = pool.submit(tend)
+            waits_or_ends(dropping)
+            assert not dropping.done()
+            assert append(event(), max_records=ROOM).first_ingest_seq == 36
+            assert kept() == [*range(11, 37)]
+        assert dropping.result(DEADLINE_SECONDS) == [name(1)]
+
+
+def test_a_drop_that_a_reader_held_up_for_too_long_is_finished_by_the_next(
+    log: str, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("ORCHESTRATOR_LOCK_TIMEOUT", "0.3")
+    forget()
+    with transaction() as reading:
+        reading.execute(text("SELECT FROM engine_inputs"))
+        with pytest.raises(Conflict):
+            tend()
+        assert append(event(), max_records=ROOM).first_ingest_seq == 36
     assert tend() == [name(1)]
-    assert append(event(), max_records=ROOM).first_ingest_seq == 37
+    assert kept() == [*range(11, 37)]
+
+
+def test_the_schedule_tends_the_log(log: str) -> None:
+    assert "engine_inputs" in SCHEDULES
+    DUTIES["engine_inputs"]()
+    assert begins() == 11
 
 
 def test_what_a_process_left_that_died_in_between_goes_with_the_next(log: str) -> None:
