@@ -220,14 +220,18 @@ def entry(module: ModuleType, name: str, arities: tuple[int, ...], given: str) -
     if not callable(function):
         raise InvalidSettings(f"{name} is no function")
     if not any(takes(function, arity) for arity in arities):
-        raise InvalidSettings(f"{name} must take {given}, but is {name}{inspect.signature(function)}")
+        raise InvalidSettings(f"{name} must take {given}, but is {name}{signature_of(function)}")
     return function  # type: ignore[no-any-return]
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.Signature.from_callable(function)
 
 
 def takes(function: Callable[..., Any], arity: int) -> bool:
     """Whether it can be called with so many arguments by position."""
     try:
-        inspect.signature(function).bind(*[None] * arity)
+        signature_of(function).bind(*[None] * arity)
     except (TypeError, ValueError):
         return False
     return True
@@ -235,7 +239,7 @@ def takes(function: Callable[..., Any], arity: int) -> bool:
 
 def class_of(function: Callable[..., Any], index: int) -> Any:
     """The dataclass that a parameter is annotated with, without its Optional; None when the engine leaves it open."""
-    parameter = list(inspect.signature(function).parameters.values())[index]
+    parameter = list(signature_of(function).parameters.values())[index]
     annotated = function if inspect.isroutine(function) else type(function).__call__
     try:
         kind = typing.get_type_hints(annotated).get(parameter.name, Any)
