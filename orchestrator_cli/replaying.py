@@ -149,6 +149,19 @@ LATER = "leave the beginning away to begin with what is kept; `orchestrator engi
 # replays
 
 
+def begin_as_hosts_do() -> None:
+    """Start this command anew with the environment that the service's hosts have, unless it has it.
+
+    Above all with their hash seed: the order of a set of texts may be in what an engine answers.
+    """
+    from orchestrator_tasks.engine.hosts import SAME_EVERYWHERE
+
+    is_our_command = Path(sys.argv[0]).name == "orchestrator" or Path(sys.argv[0]).parent.name == "orchestrator_cli"
+    if is_our_command and any(os.environ.get(name) != value for name, value in SAME_EVERYWHERE.items()):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **SAME_EVERYWHERE})  # noqa: S606
+
+
 class LocalEngine:
     """The engine of a module, in this process; what it prints goes to stderr."""
 
@@ -181,6 +194,8 @@ def hosted(module: str) -> Engine:
 def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **how: Any) -> dict[str, Any]:
     """Replay an export, or the database where there is none; writes the events where asked for."""
     module = how.pop("module") or load(os.environ).engine_module
+    if not how["isolated"]:
+        begin_as_hosts_do()
     source = exported_now(wanted) if file is None else opened(file)
     target = written(out) if out else contextlib.nullcontext(lambda _text: None)
     with helpful(), source as lines, target as keep:

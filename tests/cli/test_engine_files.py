@@ -133,6 +133,26 @@ def test_another_engine_is_told_from_the_one_that_ran(alone: Path) -> None:
     assert "wherever it likes" not in done.stdout
 
 
+UNORDERED = """
+import os
+
+def run(snapshot):
+    drivers = list({f"driver {n}" for n in range(50)})
+    return {"symbol": snapshot.symbol, "timestamp": snapshot.timestamp, "regime": "CHOP_BALANCED", "confidence": 0.5,
+            "drivers": drivers, "invalidations": [os.environ["TZ"]], "permissions": []}
+
+def run_with_hysteresis(snapshot, state, config): ...
+"""
+
+
+def test_an_engine_that_lists_a_set_answers_as_it_does_in_the_service(alone: Path) -> None:
+    (alone / "unordered.py").write_text(UNORDERED)
+    words = ("replay", "day.jsonl", "--engine", "unordered")
+    told = [answered(alone, *words, PYTHONHASHSEED=seed)["digest"] for seed in ("0", "1", "2")]
+    told.append(answered(alone, *words, "--isolated", PYTHONHASHSEED="3")["digest"])
+    assert len(set(told)) == 1
+
+
 def refused(folder: Path, code: int, *words: str, **settings: str) -> str:
     done = run(folder, *words, **settings)
     assert_said_plainly(done)
