@@ -42,19 +42,22 @@ class Refused(Exception):
         self.answer = answer
 
 
-def creating(view: View | None = None, *, together: bool = False) -> Any:
+def creating(view: View | None = None, *, together: bool = False, shared: bool = False) -> Any:
     """Give a view that creates something its connection, as its first argument.
 
     `together`: its statements commit together also when the request carries no key.
+    `shared`: without a key it gets none, since its work shares a commit with that of others.
     """
     if view is None:
-        return functools.partial(creating, together=together)
+        return functools.partial(creating, together=together, shared=shared)
 
     @functools.wraps(view)
     def create(*args: Any, **kwargs: Any) -> Response:
         wanted = repeatable()
         if wanted is not None:
             return answer_once(wanted, lambda connection: view(connection, *args, **kwargs))
+        if shared:
+            return view(None, *args, **kwargs)
         with transaction() if together else statement() as connection:
             return view(connection, *args, **kwargs)
 

@@ -110,7 +110,7 @@ class Told:
             "topic": self.topic(moved.c),
             "label": self.label(moved.c),
             "elapsed_ms": cast(self.elapsed_ms(moved.c), Double),
-            "actor": bindparam("actor", None, type_=Text),
+            "actor": moved.c.get("given_actor", bindparam("actor", None, type_=Text)),
             "reason": func.coalesce(bindparam("reason", None, type_=Text), cast(self.reason(moved.c), Text)),
             "correlation_id": func.coalesce(bindparam("correlation_id", None, type_=Text), moved.c.correlation_id),
             "body": body,

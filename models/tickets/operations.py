@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from models.kernel import commits
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost
 from models.kernel.jobs import Held
@@ -58,9 +59,20 @@ def create_tickets(connection: Connection, drafts: Sequence[Mapping[str, Any]], 
 
     Unsafe commands are created too; they fail at execution with the reason.
     """
-    own = {"tenant": caller.tenant, "created_by": caller.name}
-    rows = [{**draft, **own} for draft in drafts]
+    rows = births(drafts, caller)
     return transitions.CREATE(connection, rows, actor=caller.name, correlation_id=caller.correlation_id)
+
+
+def create_ticket(connection: Connection | None, draft: Mapping[str, Any], caller: Caller) -> Mapping[str, Any]:
+    """Create one ticket as `create_tickets` does; without a connection it commits with others of this moment."""
+    if connection is not None:
+        return create_tickets(connection, [draft], caller)[0]
+    rows = births([draft], caller)
+    return commits.share(transitions.CREATE, rows, actor=caller.name, correlation_id=caller.correlation_id)[0]
+
+
+def births(drafts: Sequence[Mapping[str, Any]], caller: Caller) -> list[dict[str, Any]]:
+    return [{**draft, "tenant": caller.tenant, "created_by": caller.name} for draft in drafts]
 
 
 def accept_execution(

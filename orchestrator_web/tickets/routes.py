@@ -65,11 +65,11 @@ def get_health() -> Response:
 @blueprint.arguments(schemas.TicketCreateRequest())
 @blueprint.response(201, schemas.TicketSchema)
 @requires("write")
-@creating
+@creating(shared=True)
 def create_ticket(connection: Any, draft: dict[str, Any]) -> Response:
     """Create a ticket. Unsafe parameters are accepted here and refused at execution."""
     draft["timeout_seconds"] = draft["timeout_seconds"] or schemas.DEFAULT_TIMEOUT_SECONDS
-    row = operations.create_tickets(connection, [draft], g.caller)[0]
+    row = operations.create_ticket(connection, draft, g.caller)
     g.subject = (TICKET.kind, row["id"])
     made = answer(answers.ticket(row), 201)
     made.headers["Location"] = f"/ticket/{row['id']}"
