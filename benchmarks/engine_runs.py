@@ -76,9 +76,10 @@ LAGS = """
     SELECT started_ts_ms - planned_ts_ms, completed_ts_ms - planned_ts_ms FROM engine_runs
     WHERE engine_timestamp_ms BETWEEN :first AND :last AND state = 'completed' ORDER BY number
 """
-PLANNED = (
-    "SELECT count(*), count(*) FILTER (WHERE state = 'failed') FROM engine_runs WHERE engine_timestamp_ms >= :first"
-)
+PLANNED = """
+    SELECT count(*), count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE completed_ts_ms IS NULL)
+    FROM engine_runs WHERE engine_timestamp_ms BETWEEN :first AND :last
+"""
 
 
 class Bench:
@@ -252,7 +253,7 @@ def show_calls() -> None:
 
 
 def quantiles(values: list[float]) -> str:
-    ordered = sorted(values)
+    ordered = sorted(values) or [float("nan")]
     p50, p95 = (ordered[int(len(ordered) * share)] for share in (0.5, 0.95))
     return f"p50 {p50:.1f}  p95 {p95:.1f}  max {ordered[-1]:.1f} ms"
 
@@ -269,12 +270,15 @@ def show_lag(symbols: int, seconds: int) -> None:
             before = before if at > first else cpu_seconds(bench.pid)
         time.sleep(max(0.0, (last + 2000) / 1000 - time.time()))
         used = cpu_seconds(bench.pid) - before
+        behind = bench.ask(PLANNED, first=first, last=last)[0][2]
+        wait_until(lambda: bench.ask(PLANNED, first=first, last=last)[0][2] == 0, 300, "every run is settled")
         lags = bench.ask(LAGS, first=first, last=last)
-        planned, failed = bench.ask(PLANNED, first=first)[0]
+        planned, failed, _ = bench.ask(PLANNED, first=first, last=last)[0]
         print(f"{symbols} symbols each second for {seconds} s, load {os.getloadavg()[0]:.1f}; from the intended time")
         print(f"to Started     {quantiles([float(started) for started, _ in lags])}")
         print(f"to Completed   {quantiles([float(completed) for _, completed in lags])}")
-        print(f"{len(lags)} of {symbols * seconds} completed, {planned} planned, {failed} failed")
+        print(f"{len(lags)} of {symbols * seconds} completed, {failed} of {planned} planned failed;", end=" ")
+        print(f"{behind} were not settled 2 s after the last was due")
         print(f"the whole service used {used / seconds:.2f} cores")
 
 
