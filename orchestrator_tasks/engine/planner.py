@@ -14,7 +14,7 @@ from orchestrator_tasks.keeper import keeper
 
 log = logging.getLogger(__name__)
 
-WAITS_SECONDS = 0.9
+WAITS_SECONDS = 0.8
 """How long it stays for a tick that is about to be due, so that ticks are planned when they are, not a second later."""
 LONGEST_SECONDS = 20.0
 

@@ -17,6 +17,7 @@ from models.kernel.errors import Conflict, IllegalTransition, InvalidSettings, N
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 from orchestrator_cli.migrate import ROOT
+from orchestrator_tasks.app import beat_starts, presences
 from orchestrator_tasks.engine import config as file
 from tests.engine import desk
 from tests.kernel.races import meanwhile, together
@@ -296,6 +297,14 @@ def test_a_wrong_file_leaves_the_engine_as_it_is_and_is_seen_in_the_status(
     path.write_text(EXAMPLE)
     file.accept_file()
     assert desk.engine_row()["config_error"] is None
+
+
+def test_a_beat_with_a_wrong_file_ticks_all_the_same(path: Path) -> None:
+    path.write_text("nonsense =")
+    beat_starts()
+    presences.pop().stop()
+    assert desk.rows("SELECT every_seconds FROM schedules WHERE name = 'engine'") == [{"every_seconds": 1.0}]
+    assert desk.engine_row()["config_error"]
 
 
 def test_a_directory_in_the_file_s_place_is_said(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -199,10 +199,14 @@ def test_what_a_pause_held_back_is_made_up_for_afterwards(database: str) -> None
     ]
 
 
-def test_what_a_drain_held_back_stays_unplanned_and_its_records_fall_to_the_next_tick(database: str) -> None:
+@pytest.mark.parametrize("acts", [[control.drain_engine], [control.stop_engine, control.reset_engine]])
+def test_what_an_operator_held_back_stays_unplanned_and_its_records_fall_to_the_next_tick(
+    database: str, acts: list[Callable[..., Any]]
+) -> None:
     running()
     with statement() as connection:
-        control.drain_engine(connection, desk.CALLER)
+        for act in acts:
+            act(connection, desk.CALLER)
     for n in range(5):
         desk.append(trade(), now_ms=tick(n) - 1)
     desk.start()

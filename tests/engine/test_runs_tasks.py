@@ -279,6 +279,32 @@ def test_an_attempt_whose_lease_is_lost_is_ended_and_records_nothing(in_backgrou
     assert types_of(run) == ["EngineRunStarted"]
 
 
+def test_a_host_that_does_not_keep_the_engine_s_time_is_ended_by_the_keeper(in_background: Any, gate: Path) -> None:
+    run = gated(gate)
+    desk.change("UPDATE jobs SET timeout_seconds = 1.5")
+    became = in_background(run)
+    assert became.result(20) == "waiting"
+    (told,) = desk.rows("SELECT body FROM ledger WHERE topic = 'engine_run_waiting'")
+    assert told["body"]["error_kind"] == "engine_timeout"
+
+
+def test_an_attempt_whose_time_was_over_before_the_engine_was_called_is_given_back(
+    with_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured()
+    run = planned()
+    look = tasks.look
+
+    def slowly(attempt: Any) -> Any:
+        (hold,) = tasks.keeper.holds.values()
+        hold.end("timeout")
+        return look(attempt)
+
+    monkeypatch.setattr(tasks, "look", slowly)
+    assert carry_out(run) == "given back"
+    assert (now(run)["state"], now(run)["attempts"]) == ("waiting", 0)
+
+
 def test_an_outcome_that_comes_too_late_is_kept_as_evidence(with_engine: Any) -> None:
     configured()
     run = planned()
