@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from models.engine.canonical import canonical
 from models.engine.divergence import RUN_RECORD, Digest, find_divergence, verify
-from models.engine.lines import BrokenExport, Writer
-from models.engine.replay import replay
+from models.engine.lines import BrokenExport, Writer, read_lines
+from models.engine.replay import Replay, replay
 from tests.engine.market import event, snapshot
 from tests.engine.written import BTC, ETH, TICK_MS, Day, small_day, stand_in
 
@@ -315,3 +315,25 @@ def test_lines_may_be_texts_and_end_as_on_other_systems() -> None:
 
 def test_an_export_of_no_run_replays_to_nothing() -> None:
     assert list(replay(Day().lines(), never)) == []
+
+
+def test_a_replay_holds_no_more_than_the_cuts_that_are_open() -> None:
+    day = Day()
+    for tick in range(1, 40):
+        day.come(*[event()] * 5, snapshot(tick * TICK_MS), snapshot(tick * TICK_MS, ETH))
+        if tick == 20:
+            day.ends[ETH] = 10**9  # it is not run any more
+        day.tick(tick * TICK_MS)
+    made, most = Replay(stand_in, stand_in), 0
+    for line in read_lines(day.lines()):
+        made.take(line)
+        most = max(most, sum(len(opened.seqs) + len(opened.snapshots) for opened in made.symbols.values()))
+    assert most <= 7 + 2
+
+
+def test_lines_are_read_no_further_than_the_run_that_is_asked_for() -> None:
+    read: list[bytes] = []
+    lines = small_day().lines()
+    runs = replay((read.append(line) or line for line in lines), stand_in)  # type: ignore[func-returns-value]
+    next(runs)
+    assert len(read) < len(lines) / 2
