@@ -90,6 +90,7 @@ class Bench:
         self.symbols = [f"S{number:04}" for number in range(symbols)]
         self.sources = {"feed": frozenset(self.symbols)}
         self.interval_ms, self.delay_ms = interval_ms, delay_ms
+        self.home = tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp", ignore_cleanup_errors=True)
         self.postgres, self.valkey = Postgres(directory / "postgres"), Valkey(directory / "valkey")
 
     @contextlib.contextmanager
@@ -103,7 +104,7 @@ class Bench:
             own = {
                 "DATABASE_URL": self.postgres.url(),
                 "BROKER_URL": self.valkey.url(),
-                "ORCHESTRATOR_HOME": tempfile.mkdtemp(prefix="bench-", dir="/tmp"),
+                "ORCHESTRATOR_HOME": self.home.name,
                 "PORT": str(free_port()),
                 "FLOWER_PORT": str(free_port()),
                 "ORCHESTRATOR_ENGINE_CONFIG": str(config),
@@ -125,6 +126,7 @@ class Bench:
             session.dispose_engines()
             self.valkey.stop()
             self.postgres.stop()
+            self.home.cleanup()
 
     def append(self, timestamp_ms: int) -> None:
         """SnapshotInputs of every symbol for one timestamp, as one batch."""
