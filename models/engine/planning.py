@@ -8,7 +8,7 @@ engine's row, so that two planners plan the same runs once, and one that dies le
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Text, bindparam, select, text, update
@@ -36,7 +36,7 @@ BOOKKEEPING_SECONDS = 45
 
 @dataclass
 class Pass:
-    """What one pass did at `now_ms`. `more`: ticks are left that are due. `next_tick_ms`: None while it plans nothing."""
+    """What one pass did at `now_ms`. `more`: due ticks are left. `next_tick_ms`: 0 while nothing is planned."""
 
     now_ms: int
     ticks: int = 0
@@ -44,9 +44,8 @@ class Pass:
     skipped: int = 0
     missed: int = 0
     lag_ms: int | None = None
-    next_tick_ms: int | None = None
+    next_tick_ms: int = 0
     more: bool = False
-    planned: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 def plan_runs(now_ms: int | None = None) -> Pass:
@@ -57,8 +56,10 @@ def plan_runs(now_ms: int | None = None) -> Pass:
     with statement() as connection:
         now = get_now(connection) if now_ms is None else now_ms
         status = get_status(connection)
-        if not is_planning(status) or (status["next_tick_ms"] or 0) >= now:
-            return Pass(now, next_tick_ms=status["next_tick_ms"] if is_planning(status) else None)
+        if not is_planning(status):
+            return Pass(now)
+        if (status["next_tick_ms"] or 0) >= now:
+            return Pass(now, next_tick_ms=status["next_tick_ms"])
         close_time(connection, now)
     with transaction() as connection:
         return plan_ticks(connection, now)
@@ -78,11 +79,11 @@ def plan_ticks(connection: Connection, now_ms: int) -> Pass:
     begin = control["next_tick_ms"]
     done = Pass(now_ms, next_tick_ms=first_tick(config.scheduler, now_ms) if begin is None else begin)
     skip_missed(connection, config, done, now_ms)
-    due = count_due(config.scheduler, done.next_tick_ms or 0, now_ms)
+    due = count_due(config.scheduler, done.next_tick_ms, now_ms)
     make_runs(connection, version, config, done, min(due, MOST_TICKS))
     done.more = due > MOST_TICKS
     if done.ticks:
-        done.lag_ms = now_ms - ((done.next_tick_ms or 0) - config.scheduler.interval_ms)
+        done.lag_ms = now_ms - (done.next_tick_ms - config.scheduler.interval_ms)
     if done.next_tick_ms != begin:
         keep_cadence(connection, control, config, done)
     return done
@@ -90,7 +91,7 @@ def plan_ticks(connection: Connection, now_ms: int) -> Pass:
 
 def skip_missed(connection: Connection, config: Config, done: Pass, now_ms: int) -> None:
     """Leave out the ticks beyond the bound: the records that they would have cut off fall to the next one."""
-    schedule, begin = config.scheduler, done.next_tick_ms or 0
+    schedule, begin = config.scheduler, done.next_tick_ms
     done.missed = max(0, count_due(schedule, begin, now_ms) - schedule.max_catch_up_ticks)
     if done.missed:
         done.next_tick_ms = begin + done.missed * schedule.interval_ms
@@ -103,7 +104,7 @@ def make_runs(connection: Connection, version: int, config: Config, done: Pass, 
     lasts = list_lasts(connection, config.symbols) if ticks else {}
     moved: dict[str, Last] = {}
     for _ in range(ticks):
-        tick_ms = done.next_tick_ms or 0
+        tick_ms = done.next_tick_ms
         rows = runs_of_tick(connection, config, tick_ms, lasts)
         rows = [{**row, "config_version": version} for row in rows]
         if rows:
@@ -112,7 +113,6 @@ def make_runs(connection: Connection, version: int, config: Config, done: Pass, 
             cut_end, timestamp = row["cut_end_ingest_seq"], row["engine_timestamp_ms"]
             moved[row["symbol"]] = replace(lasts[row["symbol"]], cut_end=cut_end, engine_timestamp_ms=timestamp)
         lasts |= moved
-        done.planned += rows
         done.runs += len(rows)
         done.skipped += len(config.symbols) - len(rows)
         done.ticks += 1
@@ -196,5 +196,5 @@ def keep_cadence(connection: Connection, control: Row, config: Config, done: Pas
         "missed_ticks": control["missed_ticks"] + done.missed,
     }
     if done.ticks:
-        values |= {"last_tick_ms": (done.next_tick_ms or 0) - config.scheduler.interval_ms, "lag_ms": done.lag_ms}
+        values |= {"last_tick_ms": done.next_tick_ms - config.scheduler.interval_ms, "lag_ms": done.lag_ms}
     connection.execute(update(engine_control).values(values))

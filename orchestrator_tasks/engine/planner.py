@@ -41,7 +41,7 @@ def plan() -> None:
 
 def seconds_until_due(done: Pass) -> float | None:
     """A tick is due once its millisecond is over."""
-    return None if done.next_tick_ms is None else max(0, done.next_tick_ms + 1 - done.now_ms) / 1000
+    return max(0, done.next_tick_ms + 1 - done.now_ms) / 1000 if done.next_tick_ms else None
 
 
 def report(done: Pass) -> None:
