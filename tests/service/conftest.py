@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.service.engine import EngineService
 from tests.service.running import Running
 from tests.service.waiting import eventually
 
@@ -31,6 +32,30 @@ def service(running: Running) -> Running:
         running.start()
     eventually(running.is_ready, within=60, what="the service is ready")
     return running
+
+
+@pytest.fixture(scope="session")
+def running_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineService]:
+    service = EngineService(tmp_path_factory.mktemp("engine") / "home")
+    try:
+        yield service.start()  # type: ignore[misc]
+    finally:
+        service.stop()
+    assert service.alive() == []
+
+
+@pytest.fixture
+def engine(running_engine: EngineService) -> EngineService:
+    """The service with an engine of its own, ready, under the tests' configuration; nothing is planned."""
+    service = running_engine
+    if service.process is None or service.process.poll() is not None:
+        service.start()
+    eventually(service.is_ready, within=60, what="the service is ready")
+    service.configure()
+    if service.status()["state"] not in ("init", "drained"):
+        service.act("stop")
+        service.act("reset")
+    return service
 
 
 @pytest.fixture
