@@ -68,11 +68,10 @@ class Progress:
 def opened(name: str) -> Iterator[Iterator[bytes]]:
     """The lines of a file, or of standard input; compressed ones are known by their first two bytes."""
     with contextlib.ExitStack() as stack:
-        file: BinaryIO = sys.stdin.buffer if name == STANDARD else stack.enter_context(open(name, "rb"))
-        buffered = file if hasattr(file, "peek") else stack.enter_context(open(file.fileno(), "rb", closefd=False))
-        if buffered.peek(2)[:2] == GZIP:  # type: ignore[attr-defined]
-            buffered = stack.enter_context(gzip.GzipFile(fileobj=buffered))  # type: ignore[assignment]
-        yield lines_of(buffered)
+        file: Any = sys.stdin.buffer if name == STANDARD else stack.enter_context(open(name, "rb"))
+        if file.peek(len(GZIP))[: len(GZIP)] == GZIP:
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        yield lines_of(file)
 
 
 @contextlib.contextmanager
@@ -93,13 +92,16 @@ def written(name: str) -> Iterator[Callable[[bytes], object]]:
         sys.stdout.buffer.flush()
         return
     path = Path(name)
-    fresh = path.with_name(f"{path.name}.part")
+    is_device = path.exists() and not path.is_file()  # or a pipe: nothing may take its place
+    fresh = path if is_device else path.with_name(f"{path.name}.part")
     try:
         with fresh.open("wb") as plain, compressed(plain, path.suffix == ".gz") as file:
             yield file.write
-        fresh.replace(path)
+        if not is_device:
+            fresh.replace(path)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        if not is_device:
+            fresh.unlink(missing_ok=True)
         raise
 
 

@@ -210,6 +210,14 @@ def test_an_export_that_fails_leaves_no_file(published: str, tmp_path: Path) -> 
     assert "older runs are left out" in done.stderr
 
 
+def test_a_pipe_is_written_to_and_not_replaced(alone: Path) -> None:
+    os.mkfifo(alone / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], cwd=alone, stdout=subprocess.PIPE)
+    told = answered(alone, "replay", "day.jsonl", "--out", "pipe")
+    assert len(reader.communicate(timeout=30)[0].splitlines()) == told["events"]
+    assert (alone / "pipe").is_fifo()
+
+
 def test_replaying_a_file_loads_no_database_driver(alone: Path) -> None:
     asked = ["engine", "replay", str(alone / "day.jsonl"), "--verify"]
     code = (
