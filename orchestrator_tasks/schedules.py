@@ -89,6 +89,9 @@ DUTIES: dict[str, Callable[..., object]] = {
 }
 """By the first part of a schedule's name; the duty of `name:subject` is given the subject."""
 
+BOUNDS = {"engine": 10.0}
+"""Seconds after which a duty's run counts as dead, where a minute is too long. Two planners at once do no harm."""
+
 
 @app.task(name="schedules.tick")
 def tick() -> int:
@@ -103,7 +106,7 @@ def tick() -> int:
 def claim_due() -> Run | None:
     try:
         with statement() as connection:
-            return schedules.claim(connection, DUTIES)
+            return schedules.claim(connection, DUTIES, BOUNDS)
     except OrchestratorError as error:
         log.warning("nothing can be claimed", extra={"error": error.message})
         return None

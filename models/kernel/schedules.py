@@ -2,9 +2,10 @@
 
 Any number of beats may tick and any number of workers may listen: `claim` moves the
 due time on and holds the schedule for the length of its run, so that a due time fires
-once and a schedule never overlaps itself. A run that says nothing for LONGEST_RUN_SECONDS
-counts as dead: the next tick claims the schedule again, and whatever the dead one still
-reports changes nothing. Due times that passed meanwhile fire once, and the others are counted.
+once and a schedule never overlaps itself. A run that says nothing for LONGEST_RUN_SECONDS, or
+for a bound of its duty's own, counts as dead: the next tick claims the schedule again, and whatever
+the dead one still reports changes nothing. Due times that passed meanwhile fire once, and the
+others are counted.
 
 A schedule's name is its duty, or `duty:subject` where one duty has several cadences.
 """
@@ -26,8 +27,10 @@ from sqlalchemy import (
     Double,
     Table,
     Text,
+    case,
     delete,
     func,
+    literal,
     or_,
     select,
     text,
@@ -103,14 +106,18 @@ def is_idle() -> Any:
     return or_(schedules.c.running_until.is_(None), schedules.c.running_until <= func.clock_timestamp())
 
 
-def claim(connection: Connection, duties: Collection[str]) -> Run | None:
-    """Claim the schedule of these duties that has been due for longest; None when none is due."""
+def claim(connection: Connection, duties: Collection[str], bounds: Mapping[str, float] | None = None) -> Run | None:
+    """Claim the schedule of these duties that has been due for longest; None when none is due.
+
+    `bounds` has the seconds after which a run of a duty counts as dead, where they are not LONGEST_RUN_SECONDS.
+    """
     overdue = func.extract("epoch", func.clock_timestamp() - schedules.c.next_at) / schedules.c.every_seconds
     before = (schedules.c.misses, schedules.c.running_until, schedules.c.last_error)
-    known = func.split_part(schedules.c.name, ":", 1).in_(sorted(duties))
+    duty = func.split_part(schedules.c.name, ":", 1)
+    longest = case(bounds, value=duty, else_=LONGEST_RUN_SECONDS) if bounds else literal(LONGEST_RUN_SECONDS)
     due = (
         select(schedules.c.name, func.greatest(func.floor(overdue), 0).label("passed"), *before)
-        .where(schedules.c.next_at <= func.clock_timestamp(), ~schedules.c.paused, is_idle(), known)
+        .where(schedules.c.next_at <= func.clock_timestamp(), ~schedules.c.paused, is_idle(), duty.in_(sorted(duties)))
         .order_by(schedules.c.next_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -124,7 +131,7 @@ def claim(connection: Connection, duties: Collection[str]) -> Run | None:
             misses=schedules.c.misses + due.c.passed,
             runs=schedules.c.runs + 1,
             last_started_at=func.clock_timestamp(),
-            running_until=func.clock_timestamp() + seconds(LONGEST_RUN_SECONDS),
+            running_until=func.clock_timestamp() + seconds(longest),
         )
         .returning(
             schedules.c.name,

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 WAITS_SECONDS = 0.8
 """How long it stays for a tick that is about to be due, so that ticks are planned when they are, not a second later."""
-LONGEST_SECONDS = 20.0
+LONGEST_SECONDS = 8.0
+"""Less than the bound after which another planner takes over."""
 
 
 def plan() -> None:

@@ -136,6 +136,12 @@ def test_a_schedule_that_still_runs_is_not_claimed_again(hourly: Connection) -> 
     assert claimed(hourly).abandoned is False
 
 
+def test_a_duty_whose_worker_must_be_missed_soon_has_a_shorter_bound(hourly: Connection) -> None:
+    assert claim(hourly, COUNT, {"count": 5.0, "another": 1.0}) is not None
+    left = hourly.scalar(text("SELECT extract(epoch FROM running_until - clock_timestamp()) FROM schedules"))
+    assert 0 < left <= 5
+
+
 def test_a_schedule_whose_worker_died_is_claimed_again_after_the_bound(hourly: Connection) -> None:
     dead = claimed(hourly)
     left = hourly.scalar(text("SELECT extract(epoch FROM running_until - clock_timestamp()) FROM schedules"))

@@ -84,6 +84,13 @@ def test_ticks_that_a_late_beat_left_are_caught_up_in_order(engine: EngineServic
         feed.await_ticks(3)
 
 
+def test_a_planner_that_is_killed_is_followed_by_another_within_seconds(engine: EngineService) -> None:
+    with Feed(engine) as feed:
+        kill(engine, "system")
+        eventually(lambda: not engine.row(LATE, 3000)["is_late"], within=30, what="nothing is late any more")
+        feed.await_ticks(2)
+
+
 def test_two_beats_plan_each_tick_once(engine: EngineService) -> None:
     beat = [sys.executable, "-m", "celery", "--app", "orchestrator_tasks.app", "beat"]
     with Feed(engine) as feed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from models.kernel.clients import Caller
 from models.kernel.schedules import declare, set_paused
 from models.kernel.session import statement
 from orchestrator_tasks import schedules
+from orchestrator_tasks.engine import planner
 from orchestrator_tasks.schedules import DUTIES, tick
 from tests.tasks.owed import change, rows
 
@@ -56,6 +58,20 @@ def test_a_tick_runs_all_that_is_due_and_says_so() -> None:
         assert row(name)["last_error"] is None
         assert row(name)["last_finished_at"] >= row(name)["last_started_at"]
         assert row(name)["running_until"] is None
+
+
+def test_a_planner_that_died_is_followed_by_another_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died(BaseException):
+        pass
+
+    def die() -> None:
+        raise Died
+
+    monkeypatch.setitem(DUTIES, "engine", die)
+    with pytest.raises(Died):
+        tick()
+    assert row("engine")["running_until"] - row("engine")["last_started_at"] <= timedelta(seconds=10)
+    assert schedules.BOUNDS["engine"] > planner.LONGEST_SECONDS
 
 
 def test_of_ticks_at_the_same_moment_each_schedule_fires_in_one(fired: list[str]) -> None:
