@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
-        self.directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="orcbench-", dir="/tmp"))
         self.postgres, self.valkey = Postgres(self.directory / "postgres"), Valkey(self.directory / "valkey")
         self.numbers = itertools.count(1)
         self.running: list[Running | Service | Web] = []

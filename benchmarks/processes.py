@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +80,31 @@ def pss_mib(pids: Sequence[int]) -> float:
     return total / 1024
 
 
+@functools.cache
+def thawer() -> subprocess.Popen[str]:
+    """The process that lets go what is frozen when this one is gone."""
+    command = [sys.executable, "-m", "benchmarks.thaw"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def tell_thawer(sign: str, pids: Sequence[int]) -> None:
+    told = thawer().stdin
+    assert told is not None
+    told.write(f"{sign}{' '.join(str(pid) for pid in pids)}\n")
+    told.flush()
+
+
+def freeze(pids: Sequence[int]) -> None:
+    """SIGSTOP. They are let go at the latest when this process ends."""
+    tell_thawer("+", pids)
+    signal_all(pids, signal.SIGSTOP)
+
+
+def thaw(pids: Sequence[int]) -> None:
+    signal_all(pids, signal.SIGCONT)
+    tell_thawer("-", pids)
+
+
 def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -134,10 +161,10 @@ class Running:
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-3:])
 
     def freeze(self) -> None:
-        signal_all(self.pids, signal.SIGSTOP)
+        freeze(self.pids)
 
     def thaw(self) -> None:
-        signal_all(self.pids, signal.SIGCONT)
+        thaw(self.pids)
 
     def stop(self, patience: float = 15.0) -> None:
         """Ask, wait, then insist; nothing below it is left."""

@@ -28,7 +28,7 @@ class Service:
 
     def __init__(self, directory: Path, database_url: str, broker_url: str, **settings: str) -> None:
         # short, since a unix socket's path may not be long
-        self.home = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        self.home = Path(tempfile.mkdtemp(prefix="orcbench-", dir="/tmp"))
         self.port = free_port()
         self.marks = directory / "service.marks"
         self.environment = environment(

@@ -8,7 +8,7 @@ import time
 from benchmarks.bench import Bench
 from benchmarks.harness import Measure, MeasureFailed, Row, Values, alternate
 from benchmarks.load import carry_out
-from benchmarks.processes import Running, signal_all, wait_for
+from benchmarks.processes import Running, freeze, thaw, wait_for
 from benchmarks.service import Service
 from benchmarks.systems import marks
 
@@ -67,15 +67,13 @@ def last_end(bench: Bench, database: str, table: str, since: float) -> float:
 
 def work_off(bench: Bench, service: Service, count: int) -> float:
     """Seconds that the service takes for a backlog that is made while its I/O worker is frozen."""
-    import signal
-
     worker = service.pids_of("io")
-    signal_all(worker, signal.SIGSTOP)
+    freeze(worker)
     try:
         accept_all(service, count)
     finally:
         began = time.time()
-        signal_all(worker, signal.SIGCONT)
+        thaw(worker)
     wait_for(lambda: live(bench) == 0, PATIENCE_SECONDS, "the service works its backlog off")
     return last_end(bench, "service", "tickets", began)
 
