@@ -22,14 +22,17 @@ LONGEST_SECONDS = 8.0
 
 def plan() -> None:
     """Plan until nothing is due, and nothing will be within the second."""
+    try:
+        watch_outputs()
+        plan_while_due()
+    except Conflict as error:
+        log.warning("the planner comes again: somebody held on for too long", extra={"error": error.message})
+
+
+def plan_while_due() -> None:
     began = clock.monotonic()
-    watch_outputs()
     while not keeper.is_shutting_down():
-        try:
-            done = plan_runs()
-        except Conflict as error:
-            log.warning("the planner comes again: somebody held on for too long", extra={"error": error.message})
-            return
+        done = plan_runs()
         report(done)
         passed = clock.monotonic() - began
         if done.more and passed < LONGEST_SECONDS:
