@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from models.kernel.hints import redis_url
 from models.kernel.settings import Settings
 from orchestrator_cli.errors import CannotStart
+from orchestrator_tasks.engine.config import check_file_and_engine
 from orchestrator_tasks.tickets.drivers.mqtt_broker import broker_of
 
 OLDEST_POSTGRES = 15
@@ -37,6 +38,11 @@ def robots(chosen: Settings) -> None:
     """What the mqtt driver needs to speak TLS can be read. Raises InvalidSettings."""
     if chosen.driver == "mqtt":
         broker_of(chosen)
+
+
+def engine() -> None:
+    """The engine that the settings name can be called, where there is one to call. Raises InvalidSettings."""
+    check_file_and_engine()
 
 
 def database(url: str) -> str:

@@ -99,6 +99,8 @@ def bring_up(run: Run, environ: Mapping[str, str]) -> None:
         leftovers.clear(run.home.members, patience=12)
         checks.ports(run.chosen)
         checks.robots(run.chosen)
+        if "cpu" in run.commands:
+            checks.engine()
         current.note(f"ports {run.chosen.port} and {run.chosen.flower_port} are free")
     servers = prepare_servers(run)
     environment = environment_for(run, environ)

@@ -57,6 +57,11 @@ def test_a_certificate_for_robots_that_cannot_be_read_is_refused(tmp_path: Path)
     assert_said_plainly(done, "ORCHESTRATOR_MQTT_CA_FILE", "cannot be used")
 
 
+def test_an_engine_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
+    done = refused(tmp_path / "home", ENGINE_MODULE="no_such.engine")
+    assert_said_plainly(done, "ENGINE_MODULE", "no_such")
+
+
 def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a directory")
