@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
 from flask import Flask, Response, g, request
 from flask_smorest import Api
+from werkzeug.datastructures import Headers
 
 from models.kernel import clock, ids
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import note
-from models.kernel.logs import about
+from models.kernel.logs import bind, unbind
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_web import auth, docs, health, parsing, problems
 from orchestrator_web.engine import ingest, marks
 from orchestrator_web.engine import routes as engine
 from orchestrator_web.engine import streams as outputs
+from orchestrator_web.exchanges import Service, present
 from orchestrator_web.json import StrictJson
 from orchestrator_web.kernel import clients, dead_letters, operations, scheduler, webhooks
 from orchestrator_web.metrics import REQUESTS
@@ -51,7 +54,7 @@ LONGEST_NOTED_PATH = 200
 
 def create_app() -> Flask:
     """Build the application. Raises ValueError when a view does not say who may call it."""
-    app = Flask("orchestrator_web", static_folder=None)
+    app = Service("orchestrator_web", static_folder=None)
     app.json = StrictJson(app)
     app.config.update(OPENAPI, MAX_CONTENT_LENGTH=settings().max_body_bytes, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = True
@@ -83,36 +86,50 @@ def create_app() -> Flask:
 
 
 def begin() -> None:
-    g.began = clock.monotonic()
-    g.correlation_id = ids.correlation_id(request.headers.get("X-Correlation-Id"))
-    g.binding = about(correlation_id=g.correlation_id, action=f"{request.method} {request.path}")
-    g.binding.__enter__()
+    here, asked = present()
+    here.began = clock.monotonic()
+    here.correlation_id = ids.correlation_id(asked.environ.get("HTTP_X_CORRELATION_ID"))
+    here.binding = bind(correlation_id=here.correlation_id, action=f"{asked.method} {asked.path}")
 
 
 def finish(response: Response) -> Response:
-    response.headers["X-Correlation-Id"] = g.correlation_id
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    took = clock.monotonic() - g.began
-    path = request.url_rule.rule if request.url_rule else "none"
-    method = request.method if request.method in METHODS else "other"
-    REQUESTS.labels(method, path, str(response.status_code)).observe(took)
-    facts = {"status": response.status_code, "ms": round(took * 1000, 2), "caller": caller_name()}
-    if "subject" in g:
-        kind, subject_id = g.subject
-        facts[f"{kind}_id"] = subject_id
+    here, asked = present()
+    status = response.status_code
+    set_headers(response.headers, here.correlation_id)
+    took = clock.monotonic() - here.began
+    path = asked.url_rule.rule if asked.url_rule else "none"
+    method = asked.method if asked.method in METHODS else "other"
+    timed(method, path, str(status)).observe(took)
+    caller = here.get("caller")
+    facts = {"status": status, "ms": round(took * 1000, 2), "caller": caller.name if caller else None}
+    subject = here.get("subject")
+    if subject:
+        facts[f"{subject[0]}_id"] = subject[1]
     log.info("answered", extra=facts)
-    keep_refusal(response)
+    if status in REFUSALS:
+        keep_refusal(response)
     return response
 
 
+def set_headers(headers: Headers, correlation_id: str) -> None:
+    """What every answer says. One pass: replacing a header that is not there costs more than adding it."""
+    there = {name.lower() for name, _ in headers}
+    for name, value in (("X-Correlation-Id", correlation_id), ("X-Content-Type-Options", "nosniff")):
+        (headers.set if name.lower() in there else headers.add)(name, value)
+    if "cache-control" not in there:
+        headers.add("Cache-Control", "no-store")
+
+
+@functools.cache
+def timed(method: str, path: str, status: str) -> Any:
+    """The histogram of these: as many as there are routes and statuses."""
+    return REQUESTS.labels(method, path, status)
+
+
 def forget(_error: BaseException | None) -> None:
-    if "binding" in g:
-        g.binding.__exit__(None, None, None)
-
-
-def caller_name() -> str | None:
-    return g.caller.name if "caller" in g else None
+    binding = g.get("binding")
+    if binding is not None:
+        unbind(binding)
 
 
 def keep_refusal(response: Response) -> None:

@@ -146,8 +146,10 @@ async def disconnection(receive: Receive) -> None:
 def create_asgi() -> Any:
     """The whole: trusted proxies say who calls, every answer carries its headers."""
     chosen = settings()
-    proxied = wrap_asgi_with_proxy_headers(Guarded(Application(), chosen), sorted(chosen.trusted_proxies))
-    return remembering_peer(proxied)
+    whole: Any = Guarded(Application(), chosen)
+    if chosen.trusted_proxies:
+        whole = wrap_asgi_with_proxy_headers(whole, sorted(chosen.trusted_proxies))
+    return remembering_peer(whole)
 
 
 logs.configure("web")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from flask import Flask, g, request
@@ -23,6 +23,7 @@ from models.kernel.settings import settings
 from models.kernel.tokens import client_of_token
 from orchestrator_web import guesses, ratelimit
 from orchestrator_web.bridge import HANDSHAKE
+from orchestrator_web.exchanges import present
 from orchestrator_web.metrics import UNAUTHENTICATED
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,13 @@ def check_every_view(app: Flask) -> None:
 
 def authorize(app: Flask) -> None:
     """Before any view. Raises Unauthenticated or Forbidden."""
-    if request.endpoint is None:
+    here, asked = present()
+    if asked.endpoint is None:
         return
-    permission = permission_of(app, request.endpoint)
+    permission = permission_of(app, asked.endpoint)
     if permission == "":
         return
-    g.caller = caller = caller_of_request()
+    here.caller = caller = caller_of_request()
     ratelimit.count_request(caller)
     if permission is None or not caller.may(permission):
         raise Forbidden(f"This needs the permission {permission}", code="permission_missing")
@@ -103,22 +105,23 @@ def refused(message: str, code: str) -> Unauthenticated:
 
 
 def offered_credential() -> str | None:
-    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    environ = request.environ
+    scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme:
         if scheme.lower() != "bearer" or not value.strip():
             raise refused("Only Authorization: Bearer is understood", "scheme_unknown")
         return value.strip()
-    return request.headers.get("X-API-Key") or credential_of_handshake()
+    return environ.get("HTTP_X_API_KEY") or credential_of_handshake(environ)
 
 
-def credential_of_handshake() -> str | None:
+def credential_of_handshake(environ: Mapping[str, Any]) -> str | None:
     """What a page's script offers: of a WebSocket's handshake it can choose nothing but the protocols it names.
 
     `new WebSocket(url, ["bearer", credential])` sends them as `Sec-WebSocket-Protocol` (RFC 6455, section 4.1).
     """
-    if not request.environ.get(HANDSHAKE):
+    if not environ.get(HANDSHAKE):
         return None
-    scheme, _, value = request.headers.get("Sec-WebSocket-Protocol", "").partition(",")
+    scheme, _, value = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").partition(",")
     return (value.strip() or None) if scheme.strip() == SUBPROTOCOL else None
 
 

@@ -10,6 +10,7 @@ they share with nothing.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from models.kernel import ids
 from models.kernel.session import RESERVED_CONNECTIONS, use_reserved_connections
+from orchestrator_web.exchanges import BODY
 from orchestrator_web.json import dumps
 from orchestrator_web.metrics import REQUESTS
 from orchestrator_web.parsing import larger_bodies
@@ -64,9 +66,15 @@ class Answer:
         return None
 
     async def send(self, send: Send) -> None:
-        headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in self.headers]
+        headers = [(sent_name(key), value.encode("latin-1")) for key, value in self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+@functools.lru_cache(256)
+def sent_name(name: str) -> bytes:
+    """How a header of ours is called on the wire."""
+    return name.lower().encode("latin-1")
 
 
 class Disconnected(Exception):
@@ -231,6 +239,7 @@ def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
         HANDSHAKE: scope["type"] == "websocket",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
+        BODY: body,
         "wsgi.input": io.BytesIO(body),
         "wsgi.input_terminated": True,
         "wsgi.errors": io.StringIO(),
@@ -239,15 +248,22 @@ def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.run_once": False,
     }
     for key, value in scope["headers"]:
-        add_header(environ, key.decode("latin-1"), value.decode("latin-1"))
+        add_header(environ, key, value.decode("latin-1"))
     environ["CONTENT_LENGTH"] = str(len(body))
     return environ
 
 
-def add_header(environ: dict[str, Any], key: str, value: str) -> None:
+def add_header(environ: dict[str, Any], key: bytes, value: str) -> None:
     """Headers that WSGI could confuse (an underscore for a dash) are dropped; repeated ones are joined."""
-    if "_" in key:
-        return
-    name = key.upper().replace("-", "_")
-    name = name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"
-    environ[name] = f"{environ[name]},{value}" if name in environ else value
+    name = header_name(key)
+    if name:
+        environ[name] = f"{environ[name]},{value}" if name in environ else value
+
+
+@functools.lru_cache(256)
+def header_name(key: bytes) -> str:
+    """What WSGI calls a header; empty for one that it could confuse with another."""
+    if b"_" in key:
+        return ""
+    name = key.decode("latin-1").upper().replace("-", "_")
+    return name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"

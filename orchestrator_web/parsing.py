@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import marshmallow
-from flask import Request, current_app, request
+from flask import Request, current_app
 from webargs.flaskparser import FlaskParser
 
 from models.kernel.errors import Invalid
 from models.kernel.settings import settings
+from orchestrator_web.exchanges import present
 from orchestrator_web.json import escape, invalid, refused
 from orchestrator_web.problems import BadRequest
 
 JSON = "application/json"
 ANY_TYPE = frozenset({"/estop"})  # what curl calls a form is JSON there: an emergency is no place for a 415
 ENGINE_EVENTS = "/engine/events"
-OTHER_TYPES = {ENGINE_EVENTS: frozenset({"application/x-ndjson"})}
+ONLY_JSON = frozenset({JSON})
+TYPES = {ENGINE_EVENTS: frozenset({JSON, "application/x-ndjson"})}
 
 
 def larger_bodies() -> dict[str, int]:
@@ -27,11 +29,14 @@ def larger_bodies() -> dict[str, int]:
 
 def check_body() -> None:
     """Before any view: a body, where there is one, is JSON. Raises BadRequest (400 or 415) or Invalid."""
-    if request.routing_exception is not None or request.method not in {"POST", "PUT", "PATCH", "DELETE"}:
+    _, asked = present()
+    if asked.routing_exception is not None or asked.method not in {"POST", "PUT", "PATCH", "DELETE"}:
         return
-    request.max_content_length = larger_bodies().get(request.path, request.max_content_length)
-    taken = {JSON} | OTHER_TYPES.get(request.path, frozenset())
-    if request.get_data(cache=True) and request.mimetype not in taken and request.path not in ANY_TYPE:
+    largest = larger_bodies().get(asked.path)
+    if largest is not None:
+        asked.max_content_length = largest
+    taken = TYPES.get(asked.path, ONLY_JSON)
+    if asked.get_data(cache=True) and asked.mimetype not in taken and asked.path not in ANY_TYPE:
         why = f"Send the body as {' or '.join(sorted(taken))}"
         raise BadRequest(why, status=415, code="unsupported_media_type")
 

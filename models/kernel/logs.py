@@ -18,8 +18,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from models.kernel.settings import settings
 
+Token = contextvars.Token[dict[str, Any]]
 EMPTY: dict[str, Any] = {}
 present: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("present", default=EMPTY)
 
@@ -31,17 +34,27 @@ SECRETS = re.compile(
     r"|(?P<row>Failing row contains \()[^\n]*?(?=\)\.?(?:\\n|\n|\"|$))"  # what Postgres says of a refused row
 )
 MARKS = ("orc_", "whsec_", "eyJ", "://", "Failing row")
+AS_JSON_DOES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 @contextlib.contextmanager
 def about(**fields: Any) -> Iterator[None]:
     """Bind fields to every line logged inside the block."""
-    token = present.set({**present.get(), **fields})
+    token = bind(**fields)
     try:
         yield
     finally:
-        present.reset(token)
+        unbind(token)
+
+
+def bind(**fields: Any) -> Token:
+    """Bind fields until they are unbound again, where the work is no block."""
+    return present.set({**present.get(), **fields})
+
+
+def unbind(token: Token) -> None:
+    present.reset(token)
 
 
 class JsonLines(logging.Formatter):
@@ -68,6 +81,10 @@ class JsonLines(logging.Formatter):
 
 def to_line(line: dict[str, Any]) -> str:
     """One line of strict JSON; values that JSON cannot say (NaN, something that holds itself) are said as text."""
+    with contextlib.suppress(TypeError):  # what it does not know, the other way says
+        text = orjson.dumps(line, option=AS_JSON_DOES)
+        if text.isascii() and b"null" not in text:  # which may stand for NaN
+            return without_secrets(text.decode())
     try:
         return without_secrets(json.dumps(line, default=str, allow_nan=False))
     except ValueError:
@@ -86,6 +103,8 @@ def configure(role: str) -> None:
     """Send this process's logs to stderr as JSON lines; `role` names the process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
+    # What no line of ours says need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings().log_level)

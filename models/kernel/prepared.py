@@ -32,6 +32,7 @@ class Prepared:
     def __init__(self, sql: str, constants: Mapping[str, Any], types: Mapping[str, str]) -> None:
         self.name = "act_" + hashlib.sha256(f"{sql}{sorted(constants.items())}".encode()).hexdigest()[:24]
         self.constants = constants
+        self.names: list[str] = []  # of its columns, which are the same in every call
         places = {name: f"${place}" for place, name in enumerate(types, 1)}
         kept = {name: f"%({name})s" for name in constants}
         body = sql.replace("%%", "%%%%") % {**kept, **places}
@@ -50,8 +51,9 @@ class Prepared:
                 for listener in connection.dispatch.before_cursor_execute:  # who counts or times statements hears of it
                     listener(connection, cursor, self.call, call, None, False)
                 cursor.execute(self.call, call)
-                names = [column.name for column in cursor.description]
-                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+                if not self.names:
+                    self.names = [column.name for column in cursor.description]
+                return [dict(zip(self.names, row, strict=True)) for row in cursor.fetchall()]
             except connection.dialect.loaded_dbapi.Error as error:
                 fail(connection, cursor, self.call, error)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.kernel import clients, clock, ids, logs
 from models.kernel.session import statement
@@ -74,6 +78,22 @@ def test_what_json_cannot_say_is_said_as_text(written: io.StringIO) -> None:
     assert strict["thing"] == "{1, 2}"
 
 
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=3)
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+@given(st.dictionaries(st.text(), VALUES | st.datetimes() | st.uuids(), max_size=5))
+def test_a_line_says_what_the_standard_library_would_say(line: dict[str, Any]) -> None:
+    said = logs.to_line(line)
+    assert said.isascii()
+    try:
+        expected = json.dumps(line, default=str, allow_nan=False)
+    except ValueError:
+        json.loads(said)
+    else:
+        assert json.loads(said) == json.loads(expected)
+
+
 def test_lines_below_the_level_are_not_written(written: io.StringIO) -> None:
     log.debug("quiet")
     assert written.getvalue() == ""
@@ -104,6 +124,21 @@ def test_secrets_fit_the_form_of_a_key_and_never_repeat() -> None:
     keys = {f"orc_{ids.new_key_id()}_{ids.new_secret()}" for _ in range(200)}
     assert len(keys) == 200
     assert all(clients.KEY.fullmatch(key) for key in keys)
+
+
+def test_a_uuid_is_a_random_one_and_never_repeats() -> None:
+    texts = {make() for _ in range(100) for make in (ids.new_uuid, lambda: ids.correlation_id(None))}
+    made = [uuid.UUID(text) for text in texts]
+    assert {str(each) for each in made} == texts
+    assert len(texts) == 200
+    assert {(each.version, each.variant) for each in made} == {(4, uuid.RFC_4122)}
+
+
+def test_a_process_and_its_child_draw_different_correlation_ids() -> None:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as child:
+        theirs = child.apply(ids.correlation_id, (None,))
+    assert theirs != ids.correlation_id(None)
 
 
 def test_the_present_moment_is_aware_and_in_utc() -> None:

@@ -123,7 +123,7 @@ def test_a_request_that_breaks_is_logged_without_what_it_carried(
     app: Flask, logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, failure: Any
 ) -> None:
     key = key_with("read", "write", name="ada")
-    monkeypatch.setattr(operations, "create_tickets", failure)
+    monkeypatch.setattr(operations, "create_ticket", failure)
     answer = Api(app, key).post("/ticket", json={**DRIVE, "metadata": {"password": IN_BODY}})
     assert answer.status_code == 500
     log = logged.getvalue()
