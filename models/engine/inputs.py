@@ -30,6 +30,7 @@ ROWS_IN_CHUNK = 1024
 FULL_SECONDS, STOPPED_SECONDS, BUSY_SECONDS = 5.0, 30.0, 1.0
 FEWEST_ROWS, MOST_ROWS = 1000, 1_000_000
 PARTS, FEWEST_PARTS = 16, 4
+MOST_TOTALS, OTHER = 1000, "other"
 KINDS = attrgetter("source_id", "symbol", "event_type")
 SOURCE, SYMBOL = attrgetter("source_id"), attrgetter("symbol")
 
@@ -46,10 +47,18 @@ _APPEND = Prepared(
     ), appended AS (
         INSERT INTO engine_appends (last_seq, first_seq, ingest_ts_ms, counts)
         SELECT last_seq, last_seq - %(n)s + 1, last_ts_ms, %(counts)s FROM head
+    ), came AS (
+        SELECT r.*, t.events IS NOT NULL AS known
+          FROM head, jsonb_to_recordset(%(totals)s) AS r (source_id text, event_type text, events bigint)
+          LEFT JOIN engine_totals AS t USING (source_id, event_type)
+    ), named AS ( -- what a sender calls its events is its own affair; how many names are counted apart is not
+        SELECT source_id, events, CASE WHEN known OR (SELECT count(*) FROM engine_totals)
+               + row_number() OVER (PARTITION BY known ORDER BY source_id, event_type) <= %(most_totals)s
+               THEN event_type ELSE %(other)s END AS event_type
+          FROM came
     ), counted AS (
         INSERT INTO engine_totals AS t (source_id, event_type, events)
-        SELECT source_id, event_type, events
-          FROM head, jsonb_to_recordset(%(totals)s) AS r (source_id text, event_type text, events bigint)
+        SELECT source_id, event_type, sum(events) FROM named GROUP BY 1, 2
         ON CONFLICT (source_id, event_type) DO UPDATE SET events = t.events + excluded.events
     ), met AS (
         INSERT INTO engine_symbols (symbol, first_seq)
@@ -59,7 +68,7 @@ _APPEND = Prepared(
     )
     SELECT * FROM head
     """,
-    {"stopped": STOPPED},
+    {"stopped": STOPPED, "most_totals": MOST_TOTALS, "other": OTHER},
     {
         "n": "bigint",
         "now_ms": "bigint",

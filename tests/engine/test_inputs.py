@@ -136,6 +136,15 @@ def test_totals_count_by_source_and_event_type(database: str) -> None:
     ]
 
 
+def test_a_sender_that_invents_names_is_counted_as_other_beyond_the_bound(database: str) -> None:
+    append(event())
+    append(event(), *(event(event_type=f"Odd{n:04}") for n in range(1200)))
+    append(*(event(event_type=f"Odd{n:04}") for n in (0, 1199)))
+    found = {row["event_type"]: int(row["events"]) for row in rows("SELECT event_type, events FROM engine_totals")}
+    assert len(found) == 1001
+    assert (found["TradeTick"], found["Odd0000"], found["other"]) == (2, 2, 202)
+
+
 def test_the_time_of_the_log_never_goes_back(database: str) -> None:
     assert append(event(), now_ms=5000).ingest_ts_ms == 5000
     assert append(event(), now_ms=4000).ingest_ts_ms == 5000
