@@ -9,7 +9,7 @@ import redis
 from sqlalchemy import make_url
 
 from models.kernel.hints import redis_url
-from models.kernel.settings import Settings
+from models.kernel.settings import Settings, settings
 from orchestrator_cli.errors import CannotStart
 from orchestrator_tasks.engine.config import check_file_and_engine
 from orchestrator_tasks.tickets.drivers.mqtt_broker import broker_of
@@ -41,8 +41,14 @@ def robots(chosen: Settings) -> None:
 
 
 def engine() -> None:
-    """The engine that the settings name can be called, where there is one to call. Raises InvalidSettings."""
-    check_file_and_engine()
+    """The engine that the settings name can be called, where there is one to call. Raises InvalidSettings.
+
+    What was read for it is read anew later: the addresses of embedded servers are not among the settings yet.
+    """
+    try:
+        check_file_and_engine()
+    finally:
+        settings.cache_clear()
 
 
 def database(url: str) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from models.kernel.settings import variables
-from orchestrator_cli import leash, procfile, supervise, sweep
+from models.kernel.settings import settings, variables
+from orchestrator_cli import checks, leash, procfile, supervise, sweep
 from orchestrator_cli.demo import table
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.home import Home, write_secret
@@ -126,3 +126,15 @@ def test_the_demo_shows_lists_as_rows_and_objects_as_fields() -> None:
         "  id  status",
         "  t   done",
     ]
+
+
+def test_what_is_checked_first_leaves_the_settings_to_be_read_once_they_are_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    try:
+        checks.engine()
+        monkeypatch.setenv("DATABASE_URL", "postgresql://somebody@nowhere/orchestrator")
+        assert settings().database_url.endswith("somebody@nowhere/orchestrator")
+    finally:
+        settings.cache_clear()

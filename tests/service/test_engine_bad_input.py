@@ -132,7 +132,7 @@ def test_a_small_body_that_inflates_without_end_is_refused(engine: EngineService
     assert peak_of_web(engine) - before < 192 * MIB
 
 
-SAID = {"nan": "confidence is no finite number", "object": "drivers", "cyclic": "drivers"}
+SAID = {"nan": "confidence is nan", "object": "drivers", "cyclic": "drivers"}
 
 
 def test_an_engine_that_answers_what_is_no_json_fails_its_own_run_and_no_other(engine: EngineService) -> None:
