@@ -87,6 +87,16 @@ def alternate(number: int, acts: Sequence[Callable[[], Values]]) -> dict[str, fl
 def carry_out(measures: Sequence[Measure], bench: Any, rounds: int, say: Callable[[str], None]) -> list[Found]:
     """All rounds of all measures: round by round, so that a busy minute of the machine hits each measure once."""
     found = [Found(measure) for measure in measures]
+    try:
+        all_rounds(found, bench, rounds, say)
+    except KeyboardInterrupt:
+        say("  interrupted: what was found until now follows")
+        for each in found:
+            each.failed = each.failed or (None if each.values else "the run was interrupted")
+    return found
+
+
+def all_rounds(found: Sequence[Found], bench: Any, rounds: int, say: Callable[[str], None]) -> None:
     for number in range(rounds):
         for each in found:
             if each.failed or number >= (each.measure.rounds or rounds):
@@ -96,7 +106,6 @@ def carry_out(measures: Sequence[Measure], bench: Any, rounds: int, say: Callabl
             each.seconds += time.monotonic() - began
             how = each.failed or f"{time.monotonic() - began:.1f} s"
             say(f"  round {number + 1} of {each.measure.rounds or rounds}: {each.measure.name}: {how}")
-    return found
 
 
 def one_round(found: Found, bench: Any, number: int) -> None:

@@ -67,6 +67,16 @@ def test_a_measure_that_is_capped_is_made_no_more_often() -> None:
     assert once.values == {"mine": [1.0]}
 
 
+def test_an_interrupted_run_keeps_what_it_found() -> None:
+    def interrupted(_bench: object, _round: int) -> Values:
+        raise KeyboardInterrupt
+
+    measures = [Measure("good", (SOONER,), lambda _b, _r: {"mine": 1.0}), Measure("late", (SOONER,), interrupted)]
+    good, late = carry_out(measures, None, 2, lambda _text: None)
+    assert good.values == {"mine": [1.0]}
+    assert (good.failed, late.failed) == (None, "the run was interrupted")
+
+
 def test_the_quantile_of_few_values_is_one_of_them() -> None:
     assert quantile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
