@@ -66,8 +66,8 @@ def test_what_one_answer_links_to_is_followed_without_a_failure(
 ) -> None:
     """One family at a time: over the whole document a walk rarely comes upon two requests that belong together.
 
-    How many links a walk finds in the last three families depends on what others left: they promise none. The walks come
-    before the thousands, whose Idempotency-Keys are the same and would have the walks' creations refused.
+    How many links a walk finds in the last three families depends on what others left: they promise none. The walks
+    come before the thousands, whose Idempotency-Keys are the same and would have the walks' creations refused.
     """
     code, report = run(surface, tmp_path, "--phases=stateful", "--max-examples=60", f"--include-path-regex={family}")
     assert code == 0, report
