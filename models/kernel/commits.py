@@ -30,6 +30,7 @@ from models.kernel.settings import settings
 from models.kernel.transition import Birth, Rows
 
 MOST_TOGETHER = 64  # callers in one statement
+FAULTS = (IntegrityError, DataError, TypeError)  # of a row: the database refuses it, or JSON cannot say it
 
 
 class Joint(Birth):
@@ -130,8 +131,8 @@ class Writer:
     def carry_out(self, group: list[Entry]) -> None:
         if len(group) > 1:
             try:
-                return self.together(group)
-            except (IntegrityError, DataError):
+                return share_out(group, self.together(group))
+            except FAULTS:
                 pass  # one of them is at fault, and nothing was written
             except Exception as error:
                 for entry in group:
@@ -141,18 +142,14 @@ class Writer:
             self.alone(entry)
         return None
 
-    def together(self, group: list[Entry]) -> None:
+    def together(self, group: list[Entry]) -> Rows:
         rows = [
             {"correlation_id": entry.correlation_id, **row, "given_actor": entry.actor, "caller": caller}
             for caller, entry in enumerate(group)
             for row in entry.rows
         ]
         with statement() as connection:
-            born = self.joint(connection, rows, actor="")
-        for entry in group:
-            entry.made = []
-        for row in born:
-            group[row["caller"]].made.append(row)  # type: ignore[union-attr]
+            return self.joint(connection, rows, actor="")
 
     def alone(self, entry: Entry) -> None:
         try:
@@ -160,6 +157,14 @@ class Writer:
                 entry.made = self.birth(connection, entry.rows, actor=entry.actor, correlation_id=entry.correlation_id)
         except Exception as error:
             entry.error = error
+
+
+def share_out(group: list[Entry], born: Rows) -> None:
+    made: list[Rows] = [[] for _ in group]
+    for row in born:
+        made[row["caller"]].append(row)
+    for entry, rows in zip(group, made, strict=True):
+        entry.made = rows
 
 
 writers: dict[Birth, Writer] = {}

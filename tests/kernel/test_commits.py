@@ -126,6 +126,18 @@ def test_a_row_that_is_refused_fails_none_of_the_others(connection: Connection, 
     left("e")
 
 
+def test_a_row_that_cannot_be_said_fails_none_of_the_others(connection: Connection, pool: ThreadPoolExecutor) -> None:
+    with transaction() as other:
+        other.execute(text("LOCK TABLE parcels IN EXCLUSIVE MODE"))
+        first, good = held_up(pool, "a", "b")
+        bad = pool.submit(share, PACK, [{**parcel("c"), "van": object()}], actor="test", correlation_id="c-c")
+        until(lambda: len(commits.writers[PACK].waiting) == 2, "it waits")
+    assert [future.result(DEADLINE_SECONDS)[0]["id"] for future in (first, good)] == ["a", "b"]
+    with pytest.raises(TypeError):
+        bad.result(DEADLINE_SECONDS)
+    left("d")
+
+
 def test_a_lost_connection_reaches_everyone_in_the_statement_and_nobody_else(
     connection: Connection, pool: ThreadPoolExecutor
 ) -> None:
