@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from flask import request
 
 from models.kernel.errors import Invalid
 from models.kernel.installation import cursor_key
@@ -22,8 +23,9 @@ def sign(payload: bytes) -> bytes:
 
 
 def name_of(question: dict[str, Any]) -> str:
-    """A short name, so that a cursor stays short however long its filters are."""
-    return hashlib.sha256(orjson.dumps(question, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    """A short name of the list and its filters, so that a cursor stays short however long they are."""
+    asked = [request.endpoint, question]
+    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def encode(raw: bytes) -> str:
@@ -49,7 +51,7 @@ def read_cursor(question: dict[str, Any], cursor: str) -> tuple[datetime, str]:
         raise refused("not a cursor of this service")
     asked, moment, last = orjson.loads(payload)
     if asked != name_of(question):
-        raise refused("belongs to a list with other filters; start again without it")
+        raise refused("belongs to another list or to other filters; start again without it")
     return datetime.fromisoformat(moment), last
 
 

@@ -97,13 +97,21 @@ def test_a_cursor_altered_in_any_one_character_is_refused(api: Api, writer: Call
         assert_problem(api.get(f"/tickets?limit=1&cursor={altered}"), 422)
 
 
+@pytest.mark.parametrize("other", ["/engine/runs", "/operations", "/clients", "/webhooks"])
+def test_a_cursor_belongs_to_its_list(api: Api, writer: Caller, other: str) -> None:
+    make(writer, 3)
+    cursor = api.get("/tickets?limit=1").get_json()["next_cursor"]
+    problem = assert_problem(api.get(f"{other}?limit=1&cursor={cursor}"), 422)
+    assert problem["code"] == "cursor_invalid"
+
+
 def test_a_cursor_belongs_to_its_filters(api: Api, writer: Caller) -> None:
     make(writer, 2, priority="high")
     cursor = api.get("/tickets?limit=1&priority=high").get_json()["next_cursor"]
     for query in ("", "priority=low&", "priority=high&status=pending&", "status=pending&"):
         problem = assert_problem(api.get(f"/tickets?{query}limit=1&cursor={cursor}"), 422)
         assert problem["errors"] == [
-            {"pointer": "/cursor", "detail": "belongs to a list with other filters; start again without it"}
+            {"pointer": "/cursor", "detail": "belongs to another list or to other filters; start again without it"}
         ]
 
 
