@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.engine.sections import (
+    MOST_NAMES,
     Problems,
     Section,
     flag,
@@ -151,10 +152,13 @@ class Config(Section):
         return {source.source_id: frozenset(source.symbols) for source in self.sources}
 
     def problems(self) -> Problems:
-        known = [source.source_id for source in self.sources]
-        for place, source_id in enumerate(known):
-            if source_id in known[:place]:
-                yield f"sources[{place}].source_id", f"{source_id!r} is already there: ids must be unique"
+        known: set[str] = set()
+        for place, source in enumerate(self.sources):
+            if source.source_id in known:
+                yield f"sources[{place}].source_id", f"{source.source_id!r} is already there: ids must be unique"
+            known.add(source.source_id)
+        if len(self.symbols) > MOST_NAMES:
+            yield "sources", f"name {len(self.symbols)} symbols: at most {MOST_NAMES} in all"
         interval, alignment = self.scheduler.boundary_interval_ms, self.engine.alignment_ms
         if self.scheduler.mode == BOUNDARY and interval and interval % alignment:
             yield "scheduler.boundary_interval_ms", f"must be a multiple of engine.alignment_ms ({alignment})"

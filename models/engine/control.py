@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,6 +149,8 @@ def get_config(connection: Connection) -> tuple[int, Config] | None:
 
 VERSIONS: dict[tuple[Any, int], Config] = {}
 """What this process has read, by database and version: versions never change."""
+READING = threading.Lock()
+"""One thread reads a version, the others wait for what it read: a great one takes long, and longer in all at once."""
 
 
 def get_version(connection: Connection, version: int) -> Config:
@@ -157,7 +160,9 @@ def get_version(connection: Connection, version: int) -> Config:
         row = find_config_row(connection, version)
         if row is None:
             raise NotFound(f"There is no configuration {version}", code="config_not_found")
-        VERSIONS[kept] = read_config(row["body"])
+        with READING:
+            if kept not in VERSIONS:
+                VERSIONS[kept] = read_config(row["body"])
     return VERSIONS[kept]
 
 

@@ -18,6 +18,8 @@ Problems = Iterator[tuple[str, str]]
 
 LARGEST = 2**53
 LONGEST_TEXT = 500
+MOST_TABLES = 1000
+MOST_NAMES = 10_000
 
 
 def whole(low: int, high: int = LARGEST) -> Check:
@@ -61,11 +63,15 @@ def short_text(value: Any) -> str:
 def names(value: Any) -> tuple[str, ...]:
     if type(value) is not list or not value:
         raise ValueError("must be a list of at least one symbol")
+    if len(value) > MOST_NAMES:
+        raise ValueError(f"must be a list of at most {MOST_NAMES} symbols, not {len(value)}")
+    before: set[str] = set()
     for place, each in enumerate(value):
         if not is_name(each):
             raise ValueError(f"[{place}] must be a text of 1 to 64 printable characters without |")
-        if each in value[:place]:
+        if each in before:
             raise ValueError(f"[{place}] names {each!r} again")
+        before.add(each)
     return tuple(sorted(value))
 
 
@@ -163,6 +169,9 @@ def read_value(metadata: Mapping[str, Any], value: Any, path: str, wrong: list[s
 def read_sections(kind: type[Section], value: Any, path: str, wrong: list[str]) -> tuple[Any, ...]:
     if not isinstance(value, list) or not value:
         wrong.append(f"{path}: must be a list of at least one table")
+        return ()
+    if len(value) > MOST_TABLES:
+        wrong.append(f"{path}: must be a list of at most {MOST_TABLES} tables, not {len(value)}")
         return ()
     return tuple(read_section(kind, each, f"{path}[{place}].", wrong) for place, each in enumerate(value))
 

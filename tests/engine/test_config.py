@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models.engine.canonical import canonical, normalise
 from models.engine.config import Config, read_config
+from models.kernel import clock
 from models.kernel.errors import InvalidSettings
 from orchestrator_cli.migrate import ROOT
 from tests.engine.desk import body
@@ -151,6 +152,43 @@ def test_a_boundary_needs_its_delay_said() -> None:
 def test_a_timer_s_interval_need_not_be_a_multiple_of_the_alignment() -> None:
     config = read_config(body(scheduler={"mode": "timer", "timer_interval_ms": 7}))
     assert (config.scheduler.interval_ms, config.scheduler.delay_ms) == (7, 0)
+
+
+def symbols(number: int, first: int = 0) -> list[str]:
+    return [f"{place:064}" for place in range(first, first + number)]
+
+
+def many(number: int) -> list[dict[str, Any]]:
+    return [{"source_id": f"source-{place}", "symbols": ["A"]} for place in range(number)]
+
+
+TOO_MANY: list[tuple[list[dict[str, Any]], list[str]]] = [
+    (
+        [{"source_id": "a", "symbols": symbols(10_001)}, {"source_id": "b", "symbols": symbols(10_002)}],
+        [
+            "sources[0].symbols: must be a list of at most 10000 symbols, not 10001",
+            "sources[1].symbols: must be a list of at most 10000 symbols, not 10002",
+        ],
+    ),
+    (
+        [{"source_id": "a", "symbols": symbols(10_000)}, {"source_id": "b", "symbols": symbols(2, first=9_999)}],
+        ["sources: name 10001 symbols: at most 10000 in all"],
+    ),
+    (many(1001), ["sources: must be a list of at most 1000 tables, not 1001"]),
+]
+
+
+def test_the_most_symbols_and_sources_are_read_within_a_second() -> None:
+    most = [*many(999), {"source_id": "all", "symbols": symbols(9_999)}]
+    began = clock.monotonic()
+    config = read_config(body(sources=most))
+    assert clock.monotonic() - began < 1.0
+    assert (len(config.sources), len(config.symbols)) == (1000, 10_000)
+
+
+@pytest.mark.parametrize(("sources", "says"), TOO_MANY)
+def test_more_symbols_or_sources_are_refused_by_name(sources: list[dict[str, Any]], says: list[str]) -> None:
+    assert wrong(sources=sources) == says
 
 
 JSON = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import control
+from models.engine.config import read_config
 from models.engine.inputs import append_events
 from models.kernel.errors import Conflict, IllegalTransition, InvalidSettings, NotFound, Unavailable
 from models.kernel.session import statement, transaction
@@ -223,6 +225,25 @@ def test_another_cadence_begins_anew_and_any_other_change_goes_on(database: str)
     assert desk.engine_row()["next_tick_ms"] is not None
     desk.configure(scheduler={"boundary_delay_ms": 2000})
     assert desk.engine_row()["next_tick_ms"] is None
+
+
+def test_a_version_is_read_once_by_threads_that_ask_at_once(database: str, environment: pytest.MonkeyPatch) -> None:
+    version = desk.configure()
+    another, readings = threading.Event(), []
+
+    def reading(body: Any) -> Any:
+        """The reader itself; the first to read takes its time, so that a second could be seen."""
+        readings.append(threading.current_thread().name)
+        if len(readings) > 1:
+            another.set()
+        another.wait(0.3)
+        return read_config(body)
+
+    environment.setattr(control, "read_config", reading)
+    control.VERSIONS.clear()
+    one, other = together(*[lambda connection: control.get_version(connection, version)] * 2)
+    assert len(readings) == 1
+    assert one is other
 
 
 # the file, as beat finds it
