@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from models.kernel.settings import load
 from orchestrator_cli.addresses import database_url
 from orchestrator_cli.errors import CommandFailed
 from orchestrator_cli.output import as_json
+from orchestrator_cli.verdicts import EngineEnded, verdict, work_in_a_child
 
 STANDARD = "-"
 GZIP = b"\x1f\x8b"
@@ -93,7 +95,7 @@ def written(name: str) -> Iterator[Callable[[bytes], object]]:
         return
     path = Path(name)
     is_device = path.exists() and not path.is_file()  # or a pipe: nothing may take its place
-    fresh = path if is_device else path.with_name(f"{path.name}.part")
+    fresh = path if is_device else part_of(path)
     try:
         with fresh.open("wb") as plain, compressed(plain, path.suffix == ".gz") as file:
             yield file.write
@@ -103,6 +105,21 @@ def written(name: str) -> Iterator[Callable[[bytes], object]]:
         if not is_device:
             fresh.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def unfinished(name: str | None) -> Iterator[None]:
+    """Take away what a child that the engine has ended began to write."""
+    try:
+        yield
+    except EngineEnded:
+        if name and name != STANDARD:
+            part_of(Path(name)).unlink(missing_ok=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
 def compressed(file: BinaryIO, wanted: bool) -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -151,19 +168,6 @@ LATER = "leave the beginning away to begin with what is kept; `orchestrator engi
 # replays
 
 
-def begin_as_hosts_do() -> None:
-    """Start this command anew with the environment that the service's hosts have, unless it has it.
-
-    Above all with their hash seed: the order of a set of texts may be in what an engine answers.
-    """
-    from orchestrator_tasks.engine.hosts import SAME_EVERYWHERE
-
-    is_our_command = Path(sys.argv[0]).name == "orchestrator" or Path(sys.argv[0]).parent.name == "orchestrator_cli"
-    if is_our_command and any(os.environ.get(name) != value for name, value in SAME_EVERYWHERE.items()):
-        sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **SAME_EVERYWHERE})  # noqa: S606
-
-
 class LocalEngine:
     """The engine of a module, in this process; what it prints goes to stderr."""
 
@@ -174,11 +178,27 @@ class LocalEngine:
             self.call = functools.partial(answer, Engine.load(module))
 
     def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        with contextlib.redirect_stdout(sys.stderr):
-            answer = self.call(request)
-        if answer.get("error_detail") == "KeyboardInterrupt":  # it is ours, not the engine's
-            raise KeyboardInterrupt
-        return answer
+        with contextlib.redirect_stdout(sys.stderr), interruptible():
+            return self.call(request)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is ours, whatever the engine makes of it; a KeyboardInterrupt of its own is a failure of the engine."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, _frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def hosted(module: str) -> Engine:
@@ -197,11 +217,19 @@ def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **
     """Replay an export, or the database where there is none; writes the events where asked for."""
     module = how.pop("module") or load(os.environ).engine_module
     if not how["isolated"]:
-        begin_as_hosts_do()
+        from orchestrator_tasks.engine.hosts import SAME_EVERYWHERE
+
+        # above all their hash seed: the order of a set of texts may be in what an engine answers
+        with unfinished(out):
+            work_in_a_child(SAME_EVERYWHERE, compare=how["compare"])
     source = exported_now(wanted) if file is None else opened(file)
     target = written(out) if out else contextlib.nullcontext(lambda _text: None)
-    with helpful(), source as lines, target as keep:
-        return replay_lines(lines, module, keep, **how)
+    with verdict() as went_well, helpful():
+        with source as lines, target as keep:
+            told = replay_lines(lines, module, keep, **how)
+        if told.get("verified", True):
+            went_well()
+        return told
 
 
 @contextlib.contextmanager
