@@ -27,6 +27,7 @@ from models.engine.sections import (
     section,
     sections,
     short_text,
+    stream,
     whole,
 )
 from models.kernel.errors import InvalidSettings
@@ -37,6 +38,7 @@ TRUTH, HYSTERESIS = "truth", "hysteresis"
 LONGEST_MS = 366 * 86_400_000
 LONGEST_TIMEOUT_MS = 3_600_000
 MOST_ATTEMPTS = 1000
+REFUSED = ":refused"  # after the subscription's stream: where entries go that are no events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class BufferRetention(Section):
 class Subscription(Section):
     """The Redis Stream that events are read from; an empty name means none."""
 
-    stream: str = key(short_text, default="")
+    stream: str = key(stream, default="")
     group: str = key(name, default="orchestrator")
 
 
@@ -122,7 +124,7 @@ class OutputPublish(Section):
 
     max_pending: int = key(whole(1), default=10_000)
     max_block_ms: int | None = key(whole(1, LONGEST_MS), default=None)
-    stream: str = key(short_text, default="")
+    stream: str = key(stream, default="")
     stream_max_len: int = key(whole(1), default=100_000)
 
 
@@ -162,6 +164,16 @@ class Config(Section):
         interval, alignment = self.scheduler.boundary_interval_ms, self.engine.alignment_ms
         if self.scheduler.mode == BOUNDARY and interval and interval % alignment:
             yield "scheduler.boundary_interval_ms", f"must be a multiple of engine.alignment_ms ({alignment})"
+        yield from self.crossed()
+
+    def crossed(self) -> Problems:
+        """Outputs in a stream that the subscription reads, or writes, would be taken for events and deleted."""
+        taken, given = self.subscription.stream, self.output_publish.stream
+        if taken and given == taken:
+            yield "subscription.stream", "must not be output_publish.stream"
+            yield "output_publish.stream", "must not be subscription.stream"
+        if taken and given == taken + REFUSED:
+            yield "output_publish.stream", f"must not be where subscription.stream's refused entries go ({REFUSED})"
 
     def body(self) -> dict[str, Any]:
         """Complete: every key with its value, sources and symbols in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any
@@ -18,6 +19,10 @@ Problems = Iterator[tuple[str, str]]
 
 LARGEST = 2**53
 LONGEST_TEXT = 500
+OWN_KEYS = re.compile(
+    r"(io|cpu|system|hooks|celery)(:\d+)?|unacked(_index|_mutex)?|(_kombu|celeryev|orchestrator:).*|.*\.pidbox"
+)
+"""What the service has on its broker: queues with their priorities, what Celery and kombu keep, and its own keys."""
 MOST_TABLES = 1000
 MOST_NAMES = 10_000
 
@@ -58,6 +63,14 @@ def short_text(value: Any) -> str:
     if type(value) is not str or len(value) > LONGEST_TEXT or not value.isprintable():
         raise ValueError(f"must be a text of at most {LONGEST_TEXT} printable characters")
     return value
+
+
+def stream(value: Any) -> str:
+    """The name of a Redis stream that is nothing of the service's own; empty for none."""
+    found = short_text(value)
+    if OWN_KEYS.fullmatch(found):
+        raise ValueError("is a key that the service keeps for itself on its broker: choose another name")
+    return found
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -13,7 +13,10 @@ from models.engine.canonical import canonical, normalise
 from models.engine.config import Config, read_config
 from models.kernel import clock
 from models.kernel.errors import InvalidSettings
+from models.kernel.hints import OUTCOMES, WORK
 from orchestrator_cli.migrate import ROOT
+from orchestrator_tasks.app import app
+from orchestrator_tasks.publisher import lists_of
 from tests.engine.desk import body
 
 RETRY = {"min_delay_ms": 100, "max_delay_ms": 1000, "max_attempts": 3}
@@ -152,6 +155,36 @@ def test_a_boundary_needs_its_delay_said() -> None:
 def test_a_timer_s_interval_need_not_be_a_multiple_of_the_alignment() -> None:
     config = read_config(body(scheduler={"mode": "timer", "timer_interval_ms": 7}))
     assert (config.scheduler.interval_ms, config.scheduler.delay_ms) == (7, 0)
+
+
+def streams(taken: str, given: str) -> dict[str, Any]:
+    return {"subscription": {"stream": taken}, "output_publish": {"stream": given}}
+
+
+def test_outputs_do_not_go_where_events_come_from() -> None:
+    assert wrong(**streams("market", "market")) == [
+        "subscription.stream: must not be output_publish.stream",
+        "output_publish.stream: must not be subscription.stream",
+    ]
+    assert wrong(**streams("market", "market:refused")) == [
+        "output_publish.stream: must not be where subscription.stream's refused entries go (:refused)"
+    ]
+    assert read_config(body(**streams("market", "market:outputs"))).output_publish.stream == "market:outputs"
+    assert read_config(body(**streams("", ""))).subscription.stream == ""
+
+
+BROKER_KEYS = [
+    *(key for queue in app.conf.task_queues for key in lists_of(queue.name)),
+    *("celery", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.io", "io@host.celery.pidbox", "celeryev"),
+    *(WORK, OUTCOMES, "orchestrator:rate:1:somebody"),
+]
+
+
+@pytest.mark.parametrize("name", BROKER_KEYS)
+def test_no_stream_is_a_key_of_the_service_s_own(name: str) -> None:
+    says = "is a key that the service keeps for itself on its broker: choose another name"
+    assert wrong(**streams(name, "outputs")) == [f"subscription.stream: {says}"]
+    assert wrong(**streams("market", name)) == [f"output_publish.stream: {says}"]
 
 
 def symbols(number: int, first: int = 0) -> list[str]:
