@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as NoRetry
 
-from models.engine.config import Config, Retry
+from models.engine.config import REFUSED, Config, Retry
 from models.engine.contract import Received, check_event
 from models.engine.control import get_config, pause_ingestion, resume_ingestion
 from models.engine.delays import retry_delays
@@ -45,7 +45,7 @@ FORGET_IDLE_MS = 3_600_000
 ANSWER_SECONDS = 5.0
 MS_IN_SECOND = 1000.0
 FIELD = b"event"
-REFUSED = ":refused"
+MOST_REFUSED = 10_000  # enough to see what is wrong with a sender, and never all of the broker's memory
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -178,7 +178,7 @@ class Subscription:
         stream, group = config.subscription.stream, config.subscription.group
         pipeline = client().pipeline(transaction=True)
         for _, fields in refused:
-            pipeline.xadd(stream + REFUSED, fields)  # type: ignore[arg-type]
+            pipeline.xadd(stream + REFUSED, fields, maxlen=MOST_REFUSED)  # type: ignore[arg-type]
         pipeline.xack(stream, group, *ids)
         if self.is_alone:
             pipeline.xdel(stream, *ids)

@@ -14,7 +14,7 @@ from models.kernel import session
 from models.kernel.errors import Unavailable
 from models.kernel.hints import redis_url
 from orchestrator_tasks.engine import ingest
-from orchestrator_tasks.engine.ingest import Subscription
+from orchestrator_tasks.engine.ingest import MOST_REFUSED, Subscription
 from tests.conftest import forget
 from tests.engine.configured import configure
 from tests.engine.market import event, snapshot, text_of
@@ -121,6 +121,18 @@ def test_an_entry_that_is_no_event_is_put_aside_with_the_reason_and_holds_up_not
     assert aside[0][b"event"] == b"nonsense"
     assert aside[2][b"other"] == b"field"
     assert all(fields[b"refused_reason"] and fields[b"refused_id"] for fields in aside)
+
+
+def test_of_the_refused_the_last_are_kept(stream: redis.Redis) -> None:
+    before = stream.pipeline(transaction=False)
+    for _ in range(MOST_REFUSED + 500):
+        before.xadd(STREAM + ":refused", {"event": "old"})
+    before.execute()
+    send(stream, b"nonsense")
+    Subscription().attempt()
+    assert MOST_REFUSED <= stream.xlen(STREAM + ":refused") <= MOST_REFUSED + 200  # Redis drops whole nodes
+    newest = stream.xrevrange(STREAM + ":refused", count=1)[0][1]  # type: ignore[index]
+    assert newest[b"event"] == b"nonsense"
 
 
 def test_entries_stay_while_another_group_reads_them_too(stream: redis.Redis) -> None:
