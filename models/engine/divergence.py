@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from models.engine.canonical import canonical
-from models.engine.events import OPERATIONAL
+from models.engine.events import OPERATIONAL, RUN_FAILED
 from models.engine.replay import Engine, Replayed, replay, was_not_the_engine
 
 ABSENT = object()
+ERROR = ("error_kind", "error_detail")
 RUN_RECORD = "EngineRunRecord"
 """What a divergence names as event type when the events agree and the run's record does not."""
 
@@ -24,10 +25,12 @@ class Divergence:
     """The first difference: in which event of which run, at which JSON pointer, and what the engine was given.
 
     A value is ABSENT where there is none: the whole event is missing (`published`) or is one too many (`replayed`).
+    When the run failed on one side alone, `error_kind` and `error_detail` say why. An output of another run than the
+    one that it stands behind is named by what it says itself: it has no `number`.
     """
 
     run_id: str
-    number: int
+    number: Any
     symbol: str
     engine_timestamp_ms: int
     line: int
@@ -37,6 +40,8 @@ class Divergence:
     replayed: Any
     ingest_seq: int | None
     snapshot_inputs: str | None
+    error_kind: Any = ABSENT
+    error_detail: Any = ABSENT
 
     def body(self) -> dict[str, Any]:
         """As JSON: an absent value has no member."""
@@ -59,11 +64,32 @@ def find_divergence(run: Replayed) -> Divergence | None:
         for published, replayed in itertools.zip_longest(all_published, run.events, fillvalue=ABSENT):
             if found := first_difference(published, replayed):
                 told = published if replayed is ABSENT else replayed
-                return divergence(run, event_type_of(told), *found)
+                return replace(
+                    divergence(run, event_type_of(told), *found),
+                    **one_sided_failure(run),
+                    **(stranger(run, published) if replayed is ABSENT else {}),
+                )
     unasked = {"snapshot_ingest_seq"} if was_not_the_engine(run.run) else set()
     names = run.derived.keys() - unasked
     found = first_difference({n: run.run.get(n) for n in names}, {n: run.derived[n] for n in names})
     return divergence(run, RUN_RECORD, *found) if found else None
+
+
+def one_sided_failure(run: Replayed) -> dict[str, Any]:
+    """Why the run failed, where it did so in the replay alone, or only when it was published."""
+    sides = [[event for event in side if event_type_of(event) == RUN_FAILED] for side in (run.published, run.events)]
+    if bool(sides[0]) == bool(sides[1]):
+        return {}
+    payload = (sides[0] or sides[1])[0].get("payload")
+    return {name: payload[name] for name in ERROR if name in payload} if isinstance(payload, Mapping) else {}
+
+
+def stranger(run: Replayed, event: Any) -> dict[str, Any]:
+    """Whose an output is that stands behind a run and is none of it."""
+    names = ("run_id", "symbol", "engine_timestamp_ms")
+    if event.get("run_id") in (None, run.run["run_id"]):
+        return {}
+    return {"number": ABSENT, "ingest_seq": None, "snapshot_inputs": None, **{n: event.get(n) for n in names}}
 
 
 def text_of(event: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from models.engine.contract import SNAPSHOT_INPUTS
 from models.engine.cuts import run_id
 from models.engine.lines import BrokenExport, Line, read_lines
 from models.engine.snapshots import SnapshotNotBuilt, engine_input
-from models.engine.states import COMPLETED
+from models.engine.states import COMPLETED, FAILED
 
 MISSING_INPUTS, MISSING_DETAIL = "missing_snapshot_inputs", "missing SnapshotInputs"
 NOT_CALLED_AGAIN = frozenset({"engine_timeout", "publish_failure"})
@@ -192,6 +192,7 @@ class Replay:
         opened.close(end)
         told = {**run, **derived, "id": derived["run_id"], "snapshot_ingest_seq": run.get("snapshot_ingest_seq")}
         made = self.events_of(told, opened, snapshot, line.number)
+        derived |= ending(made[-1])
         return Replayed(line.number, run, derived, snapshot, made, [*map(text_of, made)], [])
 
     def events_of(
@@ -240,6 +241,13 @@ def text_of(event: Mapping[str, Any]) -> str:
     """The event's canonical JSON: what is not the engine's own in it is normal already."""
     whole = {**event, "payload": normalise(event["payload"])}
     return orjson.dumps(whole, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def ending(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record says of its end, by the event that told it."""
+    if told["event_type"] == events.RUN_COMPLETED:
+        return {"status": COMPLETED, "error_kind": None, "error_detail": None}
+    return {"status": FAILED, **{name: told["payload"][name] for name in ("error_kind", "error_detail")}}
 
 
 def was_not_the_engine(run: Mapping[str, Any]) -> bool:

@@ -91,7 +91,8 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
     show(told, flat({**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told))
     if divergence := told.get("divergence"):
         raise Unsuccessful(
-            f"the replay parts from what was published at run {divergence['number']} of {divergence['symbol']}:"
+            f"the replay parts from what was published at run {divergence.get('number', divergence['run_id'])}"
+            f" of {divergence['symbol']}:"
             f" {divergence['event_type']} {divergence['field']}",
             next_step="" if given["isolated"] else AS_SERVED,
             problem={"code": "diverged"},

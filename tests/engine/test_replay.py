@@ -200,6 +200,25 @@ def test_an_engine_that_no_longer_fails_diverges_in_what_happened() -> None:
     found = verify(small_day().lines(), forgiving)
     assert found is not None
     assert (found.field, found.published, found.replayed) == ("/event_type", "EngineRunFailed", "EngineRunCompleted")
+    told = found.body()
+    assert (told["error_kind"], told["error_detail"]) == ("engine_failure", "ValueError: price -1.0")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_engine_that_fails_now_says_why(mode: str) -> None:
+    found = verify(
+        small_day(mode).lines(), lambda _: {"error_kind": "engine_failure", "error_detail": "ImportError: x"}
+    )
+    assert found is not None
+    assert (found.field, found.replayed) == ("/event_type", "EngineRunFailed")
+    told = found.body()
+    assert (told["error_kind"], told["error_detail"]) == ("engine_failure", "ImportError: x")
+
+
+def test_a_difference_of_two_answers_has_no_error() -> None:
+    found = verify(small_day().lines(), another)
+    assert found is not None
+    assert "error_kind" not in found.body()
 
 
 @pytest.mark.parametrize("event_type", ["EngineRunStarted", "HysteresisDecisionPublished", "EngineRunCompleted"])
@@ -234,6 +253,18 @@ def test_an_event_that_is_one_too_many_is_found() -> None:
     assert "replayed" not in found.body()
 
 
+def test_an_output_of_another_run_is_named_as_that_runs() -> None:
+    day = small_day()
+    first, other = day.runs[0]["run_id"], day.runs[3]
+    extra = {**day.outputs[other["run_id"]][0]}
+    day.outputs[first] = [*day.outputs[first], extra]
+    found = verify(day.lines(), stand_in)
+    assert found is not None
+    assert (found.run_id, found.symbol) == (other["run_id"], other["symbol"])
+    assert found.engine_timestamp_ms == other["engine_timestamp_ms"]
+    assert not {"number", "replayed"} & found.body().keys()
+
+
 def test_what_is_operational_may_differ() -> None:
     def later(body: dict[str, Any]) -> dict[str, Any]:
         if body["kind"] == "output":
@@ -245,7 +276,14 @@ def test_what_is_operational_may_differ() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("run_id", "0" * 64), ("counts_by_event_type", {"TradeTick": 9}), ("snapshot_ingest_seq", 2)],
+    [
+        ("run_id", "0" * 64),
+        ("counts_by_event_type", {"TradeTick": 9}),
+        ("snapshot_ingest_seq", 2),
+        ("status", "failed"),
+        ("error_kind", "engine_failure"),
+        ("error_detail", "ValueError"),
+    ],
 )
 def test_a_run_whose_record_does_not_follow_from_its_records_is_found(name: str, value: Any) -> None:
     def change(body: dict[str, Any]) -> dict[str, Any]:
