@@ -188,9 +188,29 @@ def accept_config(connection: Connection, body: Mapping[str, Any], accepted_by: 
     return version
 
 
+def propose_config(connection: Connection, body: Mapping[str, Any], accepted_by: str) -> int | None:
+    """Accept a configuration unless it says nothing new; None when the present one stays.
+
+    It says nothing new when it was accepted from here before, and somebody else has accepted another one since.
+    `connection` must be a transaction. Raises InvalidSettings naming each wrong key.
+    """
+    digest = digest_of(normalise(read_config(body).body()))
+    connection.execute(select(engine_control.c.id).with_for_update())
+    first = connection.scalar(select(engine_configs.c.accepted_by).where(engine_configs.c.digest == digest))
+    present = find_config_row(connection)
+    if present is None or first != accepted_by or present["accepted_by"] == accepted_by:
+        return accept_config(connection, body, accepted_by)
+    connection.execute(update(engine_control).values(config_error=null()))
+    return None
+
+
+def digest_of(complete: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(complete).encode()).hexdigest()
+
+
 def keep_version(connection: Connection, complete: Mapping[str, Any], accepted_by: str) -> int:
     """The version of a complete body, which is a new one if nobody accepted it before."""
-    digest = hashlib.sha256(canonical(complete).encode()).hexdigest()
+    digest = digest_of(complete)
     known = connection.scalar(select(engine_configs.c.version).where(engine_configs.c.digest == digest))
     if known is not None:
         return int(known)

@@ -35,6 +35,7 @@ def read_file(path: Path) -> dict[str, Any] | None:
 def accept_file() -> None:
     """Make the file's configuration the present one, and start an engine that nobody has started or stopped yet.
 
+    A file that was accepted before gives way to what somebody else has accepted since.
     A file that is wrong changes nothing: the engine goes on under its last configuration, tickets go on, and
     the status says what is wrong. Raises Unavailable.
     """
@@ -45,12 +46,14 @@ def accept_file() -> None:
             log.info("the engine has no configuration file", extra={"path": str(path)})
             return
         with transaction() as connection:
-            version = control.accept_config(connection, body, BEAT.name)
+            version = control.propose_config(connection, body, BEAT.name)
+            present = control.get_config(connection)
     except InvalidSettings as error:
         refuse(path, error.message)
         return
-    log.info("the engine is configured", extra={"path": str(path), "version": version})
-    if read_config(body).autostart:
+    said = "the engine is configured" if version else "the engine's file is unchanged: what was accepted since stays"
+    log.info(said, extra={"path": str(path), "version": present and present[0]})
+    if present and present[1].autostart:
         start()
 
 

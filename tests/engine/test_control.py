@@ -284,6 +284,34 @@ def test_what_an_operator_said_outlives_a_restart_of_beat(path: Path, name: str)
     assert desk.engine_row()["state"] == state
 
 
+def test_what_was_accepted_since_outlives_a_restart_of_beat(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text(EXAMPLE)
+    file.accept_file()
+    assert desk.configure() == 2
+    path.write_text("nonsense =")
+    file.accept_file()
+    path.write_text("# says the same\n" + EXAMPLE)
+    with caplog.at_level(logging.INFO, file.__name__):
+        file.accept_file()
+    assert [record.message for record in caplog.records if record.levelname == "INFO"] == [
+        "the engine's file is unchanged: what was accepted since stays"
+    ]
+    row = desk.engine_row()
+    assert (row["config_version"], row["config_error"]) == (2, None)
+
+
+def test_a_file_that_has_changed_is_taken_whatever_was_accepted_since(path: Path) -> None:
+    path.write_text(EXAMPLE)
+    file.accept_file()
+    desk.configure()
+    path.write_text(EXAMPLE.replace("autostart = true", "autostart = false"))
+    file.accept_file()
+    assert desk.engine_row()["config_version"] == 3
+    path.write_text(EXAMPLE)
+    file.accept_file()
+    assert desk.engine_row()["config_version"] == 1
+
+
 def test_without_a_file_the_engine_is_not_configured_and_nothing_fails(path: Path) -> None:
     file.accept_file()
     assert desk.engine_row()["state"] == "init"
