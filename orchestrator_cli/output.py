@@ -37,13 +37,13 @@ def as_json() -> bool:
     return bool(context and context.meta.get(AS_JSON))
 
 
-def show(value: Any, lines: Iterable[str] = ()) -> None:
-    """Print the value as one JSON document, or these lines when a person reads."""
+def show(value: Any, lines: Iterable[str] = (), *, err: bool = False) -> None:
+    """Print the value as one JSON document, or these lines when a person reads; on stderr where stdout is taken."""
     if as_json():
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2), err=err)
         return
     for line in lines:
-        click.echo(line)
+        click.echo(line, err=err)
 
 
 def table(

@@ -22,7 +22,7 @@ from models.engine.replay import Engine, replay
 from models.kernel.errors import Gone
 from models.kernel.settings import load
 from orchestrator_cli.addresses import database_url
-from orchestrator_cli.errors import CommandFailed
+from orchestrator_cli.errors import CommandFailed, WrongUsage
 from orchestrator_cli.output import as_json
 from orchestrator_cli.verdicts import EngineEnded, verdict, work_in_a_child
 
@@ -118,6 +118,14 @@ def unfinished(name: str | None) -> Iterator[None]:
         raise
 
 
+def refuse_own_input(file: str, out: str) -> None:
+    """Raises WrongUsage when what is read is what would be written over."""
+    read = os.fstat(sys.stdin.fileno()) if file == STANDARD else Path(file).stat()
+    for path in (Path(out), part_of(Path(out))):
+        if path.is_file() and os.path.samestat(read, path.stat()):
+            raise WrongUsage("--out names the export itself, which its events would take the place of")
+
+
 def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
@@ -134,10 +142,10 @@ def compressed(file: BinaryIO, wanted: bool) -> contextlib.AbstractContextManage
 
 def export(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Write an export; answers what it holds. Raises CommandFailed."""
-    from models.engine.exports import Range, export_lines, plan_export
+    from models.engine.exports import export_lines
 
     with helpful(), database() as connection, written(name) as write:
-        plan = plan_export(connection, Range(**wanted))
+        plan = planned(connection, wanted)
         progress = Progress("exported", plan.runs)
         size, last = 0, b"{}"
         for last in export_lines(connection, plan):
@@ -148,6 +156,18 @@ def export(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         progress.end()
     end = json.loads(last)
     return {"file": name, **end["counts"], "bytes": size, "sha256": end["sha256"]}
+
+
+def planned(connection: Any, wanted: Mapping[str, Any]) -> Any:
+    """The plan of an export. Raises CommandFailed when runs were chosen and there is none of them."""
+    from models.engine.exports import Range, plan_export
+
+    plan = plan_export(connection, Range(**wanted))
+    if not plan.runs and any(bound is not None for bound in wanted.values()):
+        others = f" ({plan.unfinished} have not ended, of {plan.dropped} retention has dropped records)"
+        why = others if plan.unfinished or plan.dropped else ""
+        raise CommandFailed(f"no run matches{why}", next_step=SEE_RUNS, problem={"code": "no_run"})
+    return plan
 
 
 @contextlib.contextmanager
@@ -162,6 +182,7 @@ def helpful() -> Iterator[None]:
 
 
 AGAIN = "take the export anew, or another copy of it; --as-it-is replays one that was changed on purpose"
+SEE_RUNS = "`orchestrator engine runs` lists those that there are"
 LATER = "leave the beginning away to begin with what is kept; `orchestrator engine marks set` keeps records from now on"
 
 
@@ -216,6 +237,8 @@ def hosted(module: str) -> Engine:
 def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **how: Any) -> dict[str, Any]:
     """Replay an export, or the database where there is none; writes the events where asked for."""
     module = how.pop("module") or load(os.environ).engine_module
+    if file and out:
+        refuse_own_input(file, out)
     if not how["isolated"]:
         from orchestrator_tasks.engine.hosts import SAME_EVERYWHERE
 
@@ -235,10 +258,10 @@ def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **
 @contextlib.contextmanager
 def exported_now(wanted: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
     """The lines that an export of the database would have."""
-    from models.engine.exports import Range, export_lines, plan_export
+    from models.engine.exports import export_lines
 
     with database() as connection:
-        yield export_lines(connection, plan_export(connection, Range(**wanted)))
+        yield export_lines(connection, planned(connection, wanted))
 
 
 def replay_lines(
@@ -262,6 +285,8 @@ def replay_lines(
         keep("".join(f"{text}\n" for text in run.texts).encode())
         progress.step()
     progress.end()
+    if compare and not progress.done and not found:
+        raise CommandFailed("there is nothing to verify: no run was exported", problem={"code": "nothing_to_verify"})
     told: dict[str, Any] = {"runs": progress.done, "events": digest.events}
     if found:  # the digest is one of whole replays
         return {**told, "verified": False, "divergence": found.body()}

@@ -8,10 +8,14 @@ from typing import Any
 import click
 
 from orchestrator_cli.errors import Unsuccessful, WrongUsage
-from orchestrator_cli.output import facts, flat, printing, show
+from orchestrator_cli.output import as_json, facts, flat, printing, show
 
 MS = 1000
 BOUNDS = ("since_number", "upto_number", "since_planned_ms", "upto_planned_ms")
+ORDERED = (
+    ("since_number", "upto_number", "--from-run is greater than --to-run"),
+    ("since_planned_ms", "upto_planned_ms", "--from is later than --to"),
+)
 NEITHER = {"published": "(nothing)", "replayed": "(nothing)"}
 AS_SERVED = "--isolated calls the engine as the service does: each time in a fresh process"
 
@@ -45,6 +49,11 @@ def ranged(command: Any) -> Any:
 
 
 def chosen_range(symbols: tuple[str, ...], **bounds: int | None) -> dict[str, Any]:
+    """Raises WrongUsage when it ends before it begins."""
+    for first, last, words in ORDERED:
+        since, upto = bounds[first], bounds[last]
+        if since is not None and upto is not None and since > upto:
+            raise WrongUsage(f"{words}: the range ends before it begins")
     return {**bounds, "symbols": frozenset(symbols) or None}
 
 
@@ -64,8 +73,7 @@ def export(file: str, symbols: tuple[str, ...], **bounds: int | None) -> None:
         click.echo(f"{told['unfinished']} runs have not ended and are left out", err=True)
     if told["dropped"]:
         click.echo(f"{told['dropped']} older runs are left out: retention has dropped records of them", err=True)
-    if file != replaying.STANDARD:
-        show(told, facts(told))
+    show(told, facts(told), err=file == replaying.STANDARD)
 
 
 @click.command()
@@ -87,8 +95,12 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
     bounds = {name: given.pop(name) for name in BOUNDS}
     if file and (symbols or any(bounds.values())):
         raise WrongUsage("an export is replayed whole: choose runs when it is made, or leave FILE away")
+    is_taken = out == replaying.STANDARD
+    if is_taken and as_json():
+        raise WrongUsage("--out - and --json both write to stdout: give --out a file, or leave --json away")
     told = replaying.replay_file(file, out, chosen_range(symbols, **bounds), **given)
-    show(told, flat({**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told))
+    shown = {**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told
+    show(told, flat(shown), err=is_taken)
     if divergence := told.get("divergence"):
         raise Unsuccessful(
             f"the replay parts from what was published at run {divergence.get('number', divergence['run_id'])}"

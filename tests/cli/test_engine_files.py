@@ -96,6 +96,10 @@ def test_an_export_is_written_whole_and_the_same_each_time(published: str, tmp_p
     assert gzip.decompress((tmp_path / "one.jsonl.gz").read_bytes()) == b"".join(exported())
     piped = run(tmp_path, "export", "-", DATABASE_URL=published)
     assert piped.stdout.encode() == b"".join(exported())
+    assert piped.stderr.startswith("file")
+    piped = run(tmp_path, "export", "-", "--json", DATABASE_URL=published)
+    assert piped.stdout.encode() == b"".join(exported())
+    assert json.loads(piped.stderr)["run"] == told["run"]
     assert answered(tmp_path, "replay", "one.jsonl.gz", "--verify")["verified"] is True
 
 
@@ -115,6 +119,46 @@ def test_the_events_are_written_as_they_were_published(alone: Path) -> None:
     assert sorted(map(str, told)) == sorted(
         str({name: value for name, value in event.items() if name != "published_ts_ms"}) for event in kept
     )
+
+
+def test_events_on_stdout_stand_there_alone(alone: Path) -> None:
+    done = run(alone, "replay", "day.jsonl", "--out", "-")
+    assert [json.loads(line)["schema"] for line in done.stdout.splitlines()] == ["orchestrator_event"] * len(
+        desk.outputs()
+    )
+    assert "digest" in done.stderr
+    done = run(alone, "replay", "day.jsonl", "--out", "-", "--json")
+    assert (done.returncode, done.stdout, json.loads(done.stderr)["code"]) == (2, "", "wrong_usage")
+
+
+def test_an_export_is_not_replaced_by_its_events(alone: Path) -> None:
+    text = (alone / "day.jsonl").read_bytes()
+    (alone / "other.jsonl").hardlink_to(alone / "day.jsonl")
+    for out in ("day.jsonl", "./day.jsonl", "other.jsonl"):
+        assert "--out names the export itself" in refused(alone, 2, "replay", "day.jsonl", "--out", out)
+    with (alone / "day.jsonl").open() as file:
+        words = command("engine", "replay", "-", "--out", "day.jsonl")
+        assert (
+            subprocess.run(words, cwd=alone, stdin=file, capture_output=True, timeout=60, check=False).returncode == 2
+        )
+    assert (alone / "day.jsonl").read_bytes() == text
+
+
+@pytest.mark.parametrize("act", [("export", "new"), ("replay",)])
+def test_a_choice_that_no_run_can_match_is_an_error(published: str, tmp_path: Path, act: tuple[str, ...]) -> None:
+    reversed_ranges = (("--from-run", "5", "--to-run", "3"), ("--from", "2000", "--to", "1000"))
+    for words in reversed_ranges:
+        assert "ends before it begins" in refused(tmp_path, 2, *act, *words, DATABASE_URL=published)
+    for words in (("--from-run", "999999"), ("--from", "2100-01-01"), ("--to", "0")):
+        assert "no run matches" in refused(tmp_path, 1, *act, *words, DATABASE_URL=published)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_of_nothing_nothing_is_verified(database: str, tmp_path: Path) -> None:
+    assert answered(tmp_path, "export", "none.jsonl", DATABASE_URL=database)["run"] == 0
+    assert answered(tmp_path, "replay", "none.jsonl")["runs"] == 0
+    assert "nothing to verify" in refused(tmp_path, 1, "replay", "none.jsonl", "--verify")
+    assert "nothing to verify" in refused(tmp_path, 1, "replay", "--verify", DATABASE_URL=database)
 
 
 def test_another_engine_is_told_from_the_one_that_ran(alone: Path) -> None:
