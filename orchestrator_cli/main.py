@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -40,12 +41,30 @@ class PlainErrors(click.Group):
         except BrokenPipeError:
             raise  # who read our output has left: click ends quietly
         except OSError as error:
-            refuse(context, OrchestratorError(str(error), code="os_error"), CANNOT)
+            refuse(
+                context, OrchestratorError(os_line(error), code="os_error"), CANNOT, BY_ERRNO.get(error.errno or 0, "")
+            )
         except UnicodeError:
             refuse(context, OrchestratorError("an argument is not UTF-8 text", code="wrong_usage"), WRONG_USAGE)
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             sys.exit(INTERRUPTED)
+
+
+BY_ERRNO = {
+    errno.ENOENT: "name a file that exists, to write to one in a folder that exists",
+    errno.ENOTDIR: "name a file in a folder that exists",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOSPC: "make room, or name a file on another disk",
+    errno.EACCES: "let this user read or write it, or name another file",
+    errno.EROFS: "name a file on a disk that can be written to",
+}
+
+
+def os_line(error: OSError) -> str:
+    """`day.jsonl: No such file or directory`."""
+    said = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 
 def refuse(

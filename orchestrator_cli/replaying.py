@@ -101,9 +101,12 @@ def written(name: str) -> Iterator[Callable[[bytes], object]]:
             yield file.write
         if not is_device:
             fresh.replace(path)
-    except BaseException:
-        if not is_device:
-            fresh.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(fresh)):
+            error.filename = name
+        with contextlib.suppress(OSError):
+            if not is_device:
+                fresh.unlink()
         raise
 
 

@@ -32,12 +32,13 @@ class Stream:
         self.params = params
         self.say = say
         self.last_id = ""
+        self.was_there = False
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Every event from the beginning on.
 
         Raises ServiceRefused when the service says no, ServiceUnreachable when it
-        has been away for PATIENCE_SECONDS.
+        has been away for PATIENCE_SECONDS, or never was there: then at once.
         """
         pause, lost_at = FIRST_PAUSE, time.monotonic()
         while True:
@@ -49,7 +50,7 @@ class Stream:
                 lost_at = max(lost_at, time.monotonic() - PATIENCE_SECONDS)
                 reason = "the service ended the stream"
             except ServiceUnreachable as error:
-                if time.monotonic() - lost_at > PATIENCE_SECONDS:
+                if not self.was_there or time.monotonic() - lost_at > PATIENCE_SECONDS:
                     raise
                 reason = error.message
             self.say(f"{reason}; trying again")
@@ -66,6 +67,7 @@ class Stream:
         asked = {"params": params, "headers": headers, "timeout": timeout}
         try:
             with self.service.client.stream("GET", self.path, **asked) as answer:
+                self.was_there = True
                 if answer.status_code >= REFUSED:
                     raise refusal(answer)
                 yield from self.messages(answer.iter_lines())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_cli.migrate import ROOT
-from tests.cli.service import command
+from tests.cli.service import command, free_port
 from tests.cli.test_engine_files import Done, answered, run
 from tests.engine.written import small_day
 
@@ -96,3 +96,26 @@ def test_a_replay_that_is_terminated_takes_its_work_along(folder: Path) -> None:
 
 def test_a_well_behaved_engine_is_answered_for_as_before(folder: Path) -> None:
     assert answered(folder, "replay", "day.jsonl")["runs"] > 0
+
+
+def test_a_file_that_cannot_be_used_is_named_with_what_to_do(folder: Path) -> None:
+    (folder / "dir").mkdir()
+    for words, said in {
+        ("nowhere",): "nowhere: No such file or directory",
+        ("dir",): "dir: Is a directory",
+        ("day.jsonl", "--out", "no/folder"): "no/folder: No such file or directory",
+        ("day.jsonl", "--out", "day.jsonl/x"): "day.jsonl/x: Not a directory",
+        ("day.jsonl", "--out", "/dev/full"): "/dev/full: No space left on device",
+    }.items():
+        done = run(folder, "replay", *words)
+        assert (done.returncode, done.stdout) == (1, "")
+        happened, following = done.stderr.splitlines()
+        assert happened == f"orchestrator: {said}"
+        assert following.startswith("  next: ")
+
+
+def test_a_service_that_never_was_there_is_not_waited_for(folder: Path) -> None:
+    done = run(folder, "outputs", "--follow", "--url", f"http://127.0.0.1:{free_port()}", "--token", "x")
+    assert done.returncode == 4
+    assert "does not answer" in done.stderr
+    assert "trying again" not in done.stderr
