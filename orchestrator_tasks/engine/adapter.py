@@ -169,7 +169,8 @@ def answer(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def called(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
     if request["mode"] == CHECK:
-        engine.check_config(request["config"])
+        if request["config"]:  # without any the engine is called without one
+            engine.check_config(request["config"])
         return {}
     if request["mode"] == TRUTH:
         return {"regime_output": engine.run(request["input"])}

@@ -45,6 +45,7 @@ def accept_file() -> None:
         if body is None:
             log.info("the engine has no configuration file", extra={"path": str(path)})
             return
+        check_options(read_config(body).engine.hysteresis)
         with transaction() as connection:
             version = control.propose_config(connection, body, BEAT.name)
             present = control.get_config(connection)
@@ -55,6 +56,24 @@ def accept_file() -> None:
     log.info(said, extra={"path": str(path), "version": present and present[0]})
     if present and present[1].autostart:
         start()
+
+
+def check_options(options: dict[str, Any] | None) -> None:
+    """Raises InvalidSettings when the engine does not take these. A module that is no engine is only said."""
+    try:
+        if options and is_engine():
+            check_engine(options)
+    finally:
+        close_host()
+
+
+def is_engine() -> bool:
+    try:
+        check_engine()
+    except InvalidSettings as error:
+        log.error("the engine cannot be called: its workers do not start", extra={"error": error.message})
+        return False
+    return True
 
 
 def refuse(path: Path, why: str) -> None:
@@ -76,16 +95,26 @@ def start() -> None:
 def check_file_and_engine() -> None:
     """For a worker that would call the engine: raises InvalidSettings when ENGINE_MODULE is none.
 
-    Nothing is checked where there is no configuration: such a service has no runs.
+    Nothing is checked where there is no configuration: such a service has no runs. What is wrong in the file is only
+    said: beat refuses such a file, and runs go by the configuration that was accepted.
     """
     try:
         body = read_file(settings().engine_config)
-        options = None if body is None else read_config(body).engine.hysteresis
+        if body is None:
+            return
+        options = read_config(body).engine.hysteresis
     except InvalidSettings as error:
         log.error("the engine's configuration is refused", extra={"error": error.message})
-        body, options = {}, None
-    if body is not None:
-        try:
-            check_engine(options)
-        finally:
-            close_host()
+        options = None
+    try:
+        check_engine()
+        tell_options(options)
+    finally:
+        close_host()
+
+
+def tell_options(options: dict[str, Any] | None) -> None:
+    try:
+        check_options(options)
+    except InvalidSettings as error:
+        log.error("the engine's configuration is refused", extra={"error": error.message})

@@ -371,12 +371,33 @@ def test_a_worker_whose_engine_is_none_does_not_start(path: Path, environment: p
         file.check_file_and_engine()
 
 
-def test_a_worker_checks_the_engine_with_the_file_s_own_options(path: Path) -> None:
-    path.write_text(EXAMPLE)
+MISSPELT = EXAMPLE.replace("decay_factor", "decay_faktor")
+
+
+def test_a_worker_says_what_is_wrong_with_the_file_s_options_and_starts(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(MISSPELT)
     file.check_file_and_engine()
-    path.write_text(EXAMPLE.replace("decay_factor", "decay_faktor"))
-    with pytest.raises(InvalidSettings, match="decay_faktor"):
-        file.check_file_and_engine()
+    assert "decay_faktor" in str([record.__dict__.get("error") for record in caplog.records])
+
+
+def test_a_file_with_options_that_the_engine_does_not_take_is_refused(path: Path) -> None:
+    path.write_text(EXAMPLE)
+    file.accept_file()
+    path.write_text(MISSPELT)
+    file.accept_file()
+    row = desk.engine_row()
+    assert row["config_version"] == 1
+    assert "engine.hysteresis: HysteresisConfig has no field decay_faktor" in row["config_error"]
+
+
+def test_beat_takes_a_file_though_it_cannot_call_the_engine(path: Path, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ENGINE_MODULE", "nobody.here")
+    settings.cache_clear()
+    path.write_text(EXAMPLE)
+    file.accept_file()
+    assert desk.engine_row()["config_version"] == 1
 
 
 def test_appends_are_refused_at_the_moment_of_the_stop(database: str) -> None:
