@@ -173,18 +173,21 @@ def planned(connection: Any, wanted: Mapping[str, Any]) -> Any:
     return plan
 
 
+ANEW = "take the export anew, or another copy of it"
+AGAIN = f"{ANEW}; --as-it-is replays one that was changed on purpose"
+
+
 @contextlib.contextmanager
-def helpful() -> Iterator[None]:
+def helpful(again: str = AGAIN) -> Iterator[None]:
     """Say what to do next about what an export can be refused for."""
     try:
         yield
     except BrokenExport as error:
-        raise CommandFailed(error.message, next_step=AGAIN, problem={"code": error.code}) from error
+        raise CommandFailed(error.message, next_step=again, problem={"code": error.code}) from error
     except Gone as error:
         raise CommandFailed(error.message, next_step=LATER, problem={"code": error.code}) from error
 
 
-AGAIN = "take the export anew, or another copy of it; --as-it-is replays one that was changed on purpose"
 SEE_RUNS = "`orchestrator engine runs` lists those that there are"
 LATER = "leave the beginning away to begin with what is kept; `orchestrator engine marks set` keeps records from now on"
 
@@ -250,7 +253,7 @@ def replay_file(file: str | None, out: str | None, wanted: Mapping[str, Any], **
             work_in_a_child(SAME_EVERYWHERE, compare=how["compare"])
     source = exported_now(wanted) if file is None else opened(file)
     target = written(out) if out else contextlib.nullcontext(lambda _text: None)
-    with verdict() as went_well, helpful():
+    with verdict() as went_well, helpful(ANEW if how["as_it_is"] else AGAIN):
         with source as lines, target as keep:
             told = replay_lines(lines, module, keep, **how)
         if told.get("verified", True):

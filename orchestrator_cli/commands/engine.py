@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from orchestrator_cli.output import facts, flat, printing, show, table
 from orchestrator_cli.service import Service, asking
 from orchestrator_cli.watching import RUN_ID_LENGTH, output_row, print_outputs
 
+KEYS = "docs/engine.md#configuration lists the keys of the file"
 STATUSES = ("planned", "started", "waiting", "completed", "failed")
 RUNS = ("number", "symbol", "engine_timestamp_ms", "status", "attempts", "cut", "error_kind", "run_id")
 OUTPUTS = ("symbol", "engine_timestamp_ms", "event_type", "attempt", "says", "run_id")
@@ -89,7 +91,9 @@ def config(checked: str | None, accepted: str | None, number: int | None, url: s
         return
     service = Service.found(url, token)
     if accepted:
-        body = service.post("/engine/config", read_toml(accepted))
+        with pointing_to_keys():
+            wanted = read_toml(accepted)
+        body = service.post("/engine/config", wanted)
     else:
         body = service.get(f"/engine/config/{number}" if number else "/engine/config")
     told = {name: value for name, value in body.items() if name != "config"}
@@ -97,16 +101,28 @@ def config(checked: str | None, accepted: str | None, number: int | None, url: s
 
 
 def check_file(name: str) -> None:
-    """Raises InvalidSettings, with a line for each key that is wrong, or for what the engine does not take."""
+    """Raises WrongUsage, which names each key that is wrong, or what the engine does not take; InvalidSettings."""
     from models.engine.config import read_config
     from models.kernel.settings import settings
     from orchestrator_tasks.engine.adapter import Engine
 
-    config = read_config(read_toml(name))
+    with pointing_to_keys():
+        config = read_config(read_toml(name))
     module = settings().engine_module
-    Engine.load(module).check_config(config.engine.hysteresis or {})
+    engine = Engine.load(module)
+    with pointing_to_keys():
+        engine.check_config(config.engine.hysteresis or {})
     told = {"file": name, "valid": True, "engine_module": module, "symbols": list(config.symbols)}
     show(told, facts(told))
+
+
+@contextlib.contextmanager
+def pointing_to_keys() -> Iterator[None]:
+    """A configuration is a file, and none of the settings that `orchestrator settings` lists."""
+    try:
+        yield
+    except InvalidSettings as error:
+        raise WrongUsage(error.message, next_step=KEYS, problem={"code": error.code}) from None
 
 
 def read_toml(name: str) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from models.kernel.errors import InvalidSettings
 from orchestrator_cli.errors import Unsuccessful, WrongUsage
 from orchestrator_cli.output import as_json, facts, flat, printing, show
 
@@ -17,6 +20,7 @@ ORDERED = (
     ("since_planned_ms", "upto_planned_ms", "--from is later than --to"),
 )
 NEITHER = {"published": "(nothing)", "replayed": "(nothing)"}
+ENGINES = "docs/engine.md#the-engine says what an engine is and where it is looked for"
 AS_SERVED = "--isolated calls the engine as the service does: each time in a fresh process"
 
 
@@ -76,6 +80,18 @@ def export(file: str, symbols: tuple[str, ...], **bounds: int | None) -> None:
     show(told, facts(told), err=file == replaying.STANDARD)
 
 
+@contextlib.contextmanager
+def option_named(module: str | None) -> Iterator[None]:
+    """What is wrong with an engine that --engine names is no matter of ENGINE_MODULE."""
+    try:
+        yield
+    except InvalidSettings as error:
+        setting = f"ENGINE_MODULE={module}: "
+        if module is None or not error.message.startswith(setting):
+            raise
+        raise WrongUsage(f"--engine {module}: {error.message.removeprefix(setting)}", next_step=ENGINES) from None
+
+
 @click.command()
 @click.argument("file", required=False)
 @ranged
@@ -98,7 +114,8 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
     is_taken = out == replaying.STANDARD
     if is_taken and as_json():
         raise WrongUsage("--out - and --json both write to stdout: give --out a file, or leave --json away")
-    told = replaying.replay_file(file, out, chosen_range(symbols, **bounds), **given)
+    with option_named(given["module"]):
+        told = replaying.replay_file(file, out, chosen_range(symbols, **bounds), **given)
     shown = {**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told
     show(told, flat(shown), err=is_taken)
     if divergence := told.get("divergence"):

@@ -119,3 +119,20 @@ def test_a_service_that_never_was_there_is_not_waited_for(folder: Path) -> None:
     assert done.returncode == 4
     assert "does not answer" in done.stderr
     assert "trying again" not in done.stderr
+
+
+def test_what_to_do_next_fits_the_mistake(folder: Path) -> None:
+    (folder / "bad.toml").write_text("[scheduler]\nmod = 1\n")
+    done = run(folder, "config", "--check", "bad.toml")
+    assert (done.returncode, "next: docs/engine.md#configuration" in done.stderr) == (2, True)
+    done = run(folder, "replay", "day.jsonl", "--engine", "no_engine")
+    assert done.returncode == 2
+    assert "orchestrator: --engine no_engine: there is no module no_engine" in done.stderr
+    assert "ENGINE_MODULE" not in done.stderr
+    done = run(folder, "replay", "day.jsonl", ENGINE_MODULE="no_engine")
+    assert "ENGINE_MODULE=no_engine" in done.stderr
+    (folder / "cut.jsonl").write_bytes(b"".join(small_day().lines()[:-1]))
+    for words, offered in (((), True), (("--as-it-is",), False)):
+        done = run(folder, "replay", "cut.jsonl", *words)
+        assert "next: take the export anew" in done.stderr
+        assert ("--as-it-is" in done.stderr) is offered
