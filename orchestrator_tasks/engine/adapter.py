@@ -23,7 +23,7 @@ from models.engine.canonical import NotSerialisable, canonical
 from models.engine.snapshots import FIELDS, SnapshotNotBuilt
 from models.kernel.errors import InvalidSettings
 from orchestrator_tasks.engine.checks import EngineFailed, StateNotKept, check_decision, check_output, described, detail
-from orchestrator_tasks.engine.shapes import Misfit, build, hints_of, plain, resolve, same
+from orchestrator_tasks.engine.shapes import Misfit, alike, build, hints_of, plain, resolve, same
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRUTH, HYSTERESIS, CHECK = "truth", "hysteresis", "check"
@@ -128,7 +128,8 @@ class Engine:
         """The state as JSON, of which it can be made again."""
         try:
             stored = plain(state, self.missing)
-            if same(plain(self.restored(stored), self.missing), stored):
+            again = self.restored(stored)
+            if same(plain(again, self.missing), stored) and alike(state, again):
                 return stored
         except (Misfit, NotSerialisable) as error:
             raise StateNotKept(f"the state cannot be stored: {error.message}") from error

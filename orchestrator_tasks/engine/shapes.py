@@ -22,6 +22,7 @@ from models.engine.snapshots import MISSING
 from models.kernel.errors import OrchestratorError
 
 DEEPEST = 60
+SEQUENCES = {list, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable}
 UNIONS = (typing.Union, types.UnionType)
 
 
@@ -213,3 +214,41 @@ def build_union(members: tuple[Any, ...], value: Any, missing: Any) -> Any:
 def same(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same to the byte."""
     return canonical(one) == canonical(other)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether what was made again serves an engine as what it was made from.
+
+    Values are equal, and nothing is a plain container now that was another one: a list that was a tuple or a set
+    breaks the call after. Where the annotation asks for it, a plain one may have become another.
+    """
+    if type(one) is not type(other):
+        plainer = type(one) in (dict, list) or not is_container(one)
+        return plainer and (is_container(one) or bool(one == other))
+    if dataclasses.is_dataclass(one):
+        return all(alike(*both) for both in fields_of(one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(alike(item, other[key]) for key, item in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == other)
+
+
+def is_container(value: Any) -> bool:
+    if isinstance(value, str):
+        return False
+    held = Mapping | collections.abc.Set | collections.abc.Sequence
+    return isinstance(value, held) or dataclasses.is_dataclass(value)
+
+
+def fields_of(one: Any, other: Any) -> list[tuple[Any, Any]]:
+    """The fields of both; a tuple that is annotated as any sequence counts as the list that is made of it."""
+    found = []
+    for name, kind in ((field.name, hints_of(type(one))[field.name]) for field in dataclasses.fields(one)):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        kinds = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
+        asked = {typing.get_origin(bare(each)) or bare(each) for each in kinds}
+        if isinstance(mine, tuple) and isinstance(theirs, list) and not asked.isdisjoint(SEQUENCES):
+            mine = list(mine)
+        found.append((mine, theirs))
+    return found

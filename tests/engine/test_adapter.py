@@ -375,6 +375,12 @@ def test_a_state_that_does_not_fit_the_engine_is_a_failure_of_the_state() -> Non
 
 
 STATEFUL = """
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import Enum
+
+class Plain(Enum):
+    ONE = "one"
 @dataclass
 class State:
     value: {annotation}
@@ -387,6 +393,9 @@ def run_with_hysteresis(snapshot: RegimeInputSnapshot, state: Store, config: Hys
 """
 
 
+LOST = "the state cannot be stored: its annotations do not say how it is made again"
+
+
 @pytest.mark.parametrize(
     ("annotation", "value", "detail"),
     [
@@ -397,7 +406,20 @@ def run_with_hysteresis(snapshot: RegimeInputSnapshot, state: Store, config: Hys
         ("list[int]", "'x'", None),
         ("tuple[int, ...]", "(1, 2)", None),
         ("set[str]", "{'b', 'a'}", None),
-        ("set[int]", "[1, 1]", "the state cannot be stored: its annotations do not say how it is made again"),
+        ("set[int]", "[1, 1]", LOST),
+        ("dict", "{'seen': {1, 2}}", LOST),
+        ("dict", "{'last': (1, 2)}", LOST),
+        ("object", "(1, 2)", LOST),
+        ("list", "[(1, 2)]", LOST),
+        ("dict", "{'regime': Plain.ONE}", LOST),
+        ("dict", "{'of': State(1)}", LOST),
+        ("dict", "defaultdict(int)", LOST),
+        ("dict", "{'seen': [1, 2.5, 'x', True, None, {'a': []}]}", None),
+        ("dict[str, tuple[int, ...]]", "{'a': (1, 2)}", None),
+        ("set[tuple[int, int]]", "{(1, 2)}", None),
+        ("Sequence[int]", "(1, 2)", None),
+        ("tuple[int, ...]", "[1, 2]", None),
+        ("dict[str, set[Regime]]", "{'a': {Regime.SQUEEZE_UP}}", None),
         ("float", "MISSING", None),
     ],
 )
