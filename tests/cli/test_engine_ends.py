@@ -64,7 +64,7 @@ def test_an_engine_cannot_turn_a_divergence_into_a_success_at_its_end(folder: Pa
 
 
 def test_a_ctrl_c_is_not_the_engines(folder: Path) -> None:
-    (folder / "ender.py").write_text(ENGINE.format(does="print('called', flush=True); import time; time.sleep(60)"))
+    (folder / "ender.py").write_text(ENGINE.format(does="print('called', flush=True); import signal; signal.pause()"))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
     process = subprocess.Popen(
         command("engine", "replay", "day.jsonl", "--engine", "ender"),
@@ -82,7 +82,9 @@ def test_a_ctrl_c_is_not_the_engines(folder: Path) -> None:
 
 
 def test_a_replay_that_is_terminated_takes_its_work_along(folder: Path) -> None:
-    (folder / "ender.py").write_text(ENGINE.format(does="print(os.getpid(), flush=True); import time; time.sleep(60)"))
+    (folder / "ender.py").write_text(
+        ENGINE.format(does="print(os.getpid(), flush=True); import signal; signal.pause()")
+    )
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
     words = command("engine", "replay", "day.jsonl", "--engine", "ender")
     process = subprocess.Popen(words, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
