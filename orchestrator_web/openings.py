@@ -61,7 +61,8 @@ def open_websocket(stream: str, selection: Selection, place: int | None) -> Resp
         raise Forbidden("Pages of this origin may not connect", code="origin_not_allowed")
     hand_over(stream, selection, place)
     allowed = Response(status=200)
-    if auth.credential_of_handshake(request.environ) is not None:  # a browser gives up unless one of its protocols is chosen
+    # a browser gives up unless one of its protocols is chosen
+    if auth.credential_of_handshake(request.environ) is not None:
         allowed.headers["Sec-WebSocket-Protocol"] = auth.SUBPROTOCOL
     return allowed
 
