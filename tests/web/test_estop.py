@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from models.kernel.hints import redis_url
 from models.kernel.session import statement
 from models.tickets import estop
 from orchestrator_web import auth, guesses
+from orchestrator_web.pools import Pool
 from tests.web.server import Server, own_logs, run, until
 from tests.web.service import DRIVE, Api, assert_problem, counts, each, key_with, refusals, rows, take
 
@@ -244,6 +246,22 @@ def test_a_release_that_is_refused_is_told_of_too(writer_api: Api) -> None:
     assert (told["reason"], told["body"]["path"]) == ("permission_missing", "/estop")
 
 
+def in_thread_of(pool: Pool, act: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Have a thread of the pool do it, from an event loop of its own; answers once the thread has begun."""
+    begun, answered = threading.Event(), Future[Any]()
+
+    def noted() -> None:
+        begun.set()
+        answered.set_result(act(*arguments))
+
+    async def wait() -> None:
+        await pool.run(noted)
+
+    threading.Thread(target=lambda: asyncio.run(wait()), daemon=True).start()
+    assert begun.wait(20)
+    return answered
+
+
 class TestUnderLoad:
     """Through the bridge, as the server calls it."""
 
@@ -265,7 +283,7 @@ class TestUnderLoad:
         """Every request thread is busy, and every connection of the pools is taken."""
         let_go = threading.Event()
         bridge = server.application.bridge
-        held = [bridge.common.submit(let_go.wait, 60) for _ in range(2)]
+        held = [in_thread_of(bridge.common, let_go.wait, 60) for _ in range(2)]
         with contextlib.ExitStack() as stack:
             for make in (session.engine, session.single_statements):
                 for _ in range(2):
@@ -372,12 +390,12 @@ class TestUnderLoad:
         guesses.guessers.clear()
 
     def test_its_threads_have_connections_that_no_other_thread_takes(self, server: Server) -> None:
-        own = server.application.bridge.estop.submit(session.is_reserved)
-        other = server.application.bridge.common.submit(session.is_reserved)
+        own = in_thread_of(server.application.bridge.estop, session.is_reserved)
+        other = in_thread_of(server.application.bridge.common, session.is_reserved)
         assert (own.result(20), other.result(20)) == (True, False)
 
         def number() -> int:
             with statement() as connection:
                 return id(connection.engine.pool)
 
-        assert server.application.bridge.estop.submit(number).result(20) != number()
+        assert in_thread_of(server.application.bridge.estop, number).result(20) != number()
