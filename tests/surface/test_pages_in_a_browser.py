@@ -52,7 +52,9 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 
 def check(visit: Visit, service: Running) -> None:
-    assert [line for line in visit.said if line.startswith(("error", "warning"))] == []
+    # Redoc's sampler warns of an array behind allOf, whose made-up example may be wrong: no fault of the page
+    said = [line for line in visit.said if not line.startswith("warning: OpenAPI Sampler: found allOf")]
+    assert [line for line in said if line.startswith(("error", "warning"))] == []
     outside = [url for url in visit.asked if not url.startswith((service.url, "data:", "blob:"))]
     assert outside == []
     assert f"{service.url}/openapi.json" in visit.asked
