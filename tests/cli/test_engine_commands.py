@@ -44,18 +44,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def run_id(service: Running) -> str:
     """A run that was completed, by its id."""
-    eventually(lambda: engine(service, "status")["state"] == "running", within=30, what="the engine runs")
+    eventually(lambda: next_tick(service), within=30, what="the engine's cadence has begun")
     token = (service.home / "admin.token").read_text().strip()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/x-ndjson"}
 
     def completed() -> list[Any]:
-        next_ms = engine(service, "status")["scheduler"]["next_tick_ms"]
-        inputs = [snapshot(next_ms - 500 + n * INTERVAL_MS, market={"price": 1}) for n in range(3)]
+        inputs = [snapshot(next_tick(service) - 500 + n * INTERVAL_MS, market={"price": 1}) for n in range(3)]
         httpx.post(f"{service.url}/engine/events", content=lines_of(event(), *inputs), headers=headers)
         return engine(service, "runs", "--status", "completed")["runs"]  # type: ignore[no-any-return]
 
     eventually(completed, within=30, what="a run is completed")
     return str(completed()[-1]["run_id"])
+
+
+def next_tick(service: Running) -> Any:
+    """When the next tick is due, ms since the epoch: None until the planner's first pass after a start."""
+    return engine(service, "status")["scheduler"]["next_tick_ms"]
 
 
 def engine(service: Running, *words: str, code: int = 0) -> Any:
