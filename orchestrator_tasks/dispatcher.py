@@ -6,10 +6,11 @@ Redis: a lease that ran out is ended even while the broker is away.
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from models.kernel import backlog, clock, logs
 from models.kernel.errors import OrchestratorError
@@ -20,10 +21,19 @@ from models.kernel.settings import settings
 from orchestrator_tasks import hints, publisher
 from orchestrator_tasks.app import app
 from orchestrator_tasks.kernel.feeder import Feeder
+from orchestrator_tasks.tempo import Tempo
 
 log = logging.getLogger(__name__)
 
 NOTICE_SECONDS = 0.2
+
+
+def most_together() -> dict[str, int]:
+    """The queues of all kinds of work, and how many jobs a message of theirs may carry."""
+    queues: dict[str, int] = {}
+    for work in REGISTRY.values():
+        queues[work.queue] = max(work.together, queues.get(work.queue, 1))
+    return queues
 
 
 class Dispatcher:
@@ -34,21 +44,26 @@ class Dispatcher:
         self.bell = hints.Bell()
         self.next_sweep = 0.0
         self.rest_until = 0.0
+        self.tempos = {queue: Tempo(most) for queue, most in most_together().items()}
 
     def run(self) -> None:
         while not self.over.is_set():
-            self.attempt(self.refill_all)
             if clock.monotonic() >= self.next_sweep:
                 self.next_sweep = clock.monotonic() + settings().dispatch_seconds
+                self.attempt(self.refill_all)
                 self.attempt(self.sweep)
-            self.rest()
+            for queue in self.rest():
+                self.attempt(functools.partial(self.refill, queue))
 
-    def rest(self) -> None:
-        """Until a hint comes or the pace is over, looking often whether to stop: no signal ends a wait on Redis."""
-        until = clock.monotonic() + settings().dispatch_seconds
-        while not self.over.is_set() and (left := until - clock.monotonic()) > 0:
-            if self.bell.wait(min(left, NOTICE_SECONDS)):
-                return
+    def rest(self) -> Collection[str]:
+        """Until a hint comes or the pace is over; answers the queues that hints named.
+
+        It looks often whether to stop: no signal ends a wait on Redis.
+        """
+        while not self.over.is_set() and (left := self.next_sweep - clock.monotonic()) > 0:
+            if named := self.bell.wait(min(left, NOTICE_SECONDS)):
+                return self.tempos if "" in named else named & self.tempos.keys()
+        return ()
 
     def attempt(self, act: Callable[[], None]) -> None:
         """One pass of one duty; a server that is away is tried again at the next pace."""
@@ -63,11 +78,12 @@ class Dispatcher:
             log.exception("a pass of the dispatcher failed in a way it should not")
 
     def refill_all(self) -> None:
-        for queue in sorted({work.queue for work in REGISTRY.values()}):
+        for queue in sorted(self.tempos):
+            self.find_forgotten(queue)
             self.refill(queue)
 
-    def refill(self, queue: str) -> None:
-        """Fill one queue up to its window, in order; when it ran dry, send again what nobody took."""
+    def find_forgotten(self, queue: str) -> None:
+        """Make ready again what was sent to a queue and is not there, or never comes to its turn there."""
         chosen = settings()
         waiting = publisher.count_messages(queue)
         slots = chosen.dispatch_window - waiting
@@ -78,8 +94,17 @@ class Dispatcher:
                     log.warning("messages were lost and are sent again", extra={"queue": queue, "jobs": again})
             elif slots > 0:
                 backlog.send_passed_over(connection, queue, slots, chosen.aging_seconds)
+
+    def refill(self, queue: str) -> None:
+        """Fill one queue up to its window, in order."""
+        chosen = settings()
+        waiting = publisher.count_messages(queue)
+        together = self.tempos[queue].jobs_per_message(chosen.dispatch_window)
+        slots = (chosen.dispatch_window - waiting) * together
+        with statement() as connection:
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
-        publisher.publish(ready)
+        self.tempos[queue].note(len(ready))
+        publisher.publish(ready, together)
 
     def sweep(self) -> None:
         with statement() as connection:

@@ -19,6 +19,7 @@ from typing import Any
 
 from models.kernel import clock, logs
 from models.kernel.backlog import pick_jobs, send_again
+from models.kernel.company import go_alone
 from models.kernel.errors import OrchestratorError
 from models.kernel.listening import Listener
 from models.kernel.processes import Presence
@@ -42,7 +43,7 @@ class Crew:
     """A few threads; what is given under a name that is still at work is not taken twice."""
 
     def __init__(self, threads: int = THREADS) -> None:
-        self.pool = ThreadPoolExecutor(threads, "stop")
+        self.pool = ThreadPoolExecutor(threads, "stop", initializer=go_alone)  # a stop waits for no other's
         self.threads = threads
         self.at_work: dict[object, Future[Any]] = {}
         self.warned: set[object] = set()

@@ -31,9 +31,14 @@ def send(*hints: tuple[str, str]) -> None:
         log.warning("a hint was not sent", extra={"error": str(error)})
 
 
-def ended(*subject_ids: str) -> None:
+def owed(queue: str = "") -> None:
+    """A queue, or any, owes work: dispatchers may look."""
+    send((WORK, queue))
+
+
+def ended(*subject_ids: str, queue: str = "") -> None:
     """These ended: whoever waits for them may look, and their queue has room."""
-    send(*((OUTCOMES, subject_id) for subject_id in subject_ids), (WORK, ""))
+    send(*((OUTCOMES, subject_id) for subject_id in subject_ids), (WORK, queue))
 
 
 class Bell:
@@ -42,20 +47,25 @@ class Bell:
     def __init__(self) -> None:
         self.pubsub: redis.client.PubSub | None = None
 
-    def wait(self, seconds: float) -> bool:
-        """Whether a hint came within so many seconds. Hints that piled up count as one."""
+    def wait(self, seconds: float) -> set[str]:
+        """The queues that hints named within so many seconds: none when there was no hint, "" for all queues."""
         began = clock.monotonic()
         try:
-            pubsub = self.listen()
-            if pubsub.get_message(timeout=seconds) is not None:
-                while pubsub.get_message(timeout=0) is not None:
-                    pass
-                return True
+            return self.hear(self.listen(), seconds)
         except (redis.RedisError, OSError) as error:
             log.warning("not listening for hints", extra={"error": str(error)})
             self.pubsub = None
             clock.pause(max(0.0, seconds - (clock.monotonic() - began)))
-        return False
+        return set()
+
+    def hear(self, pubsub: redis.client.PubSub, seconds: float) -> set[str]:
+        """What the first hint says, and those that have piled up behind it."""
+        named: set[str] = set()
+        message = pubsub.get_message(timeout=seconds)
+        while message is not None:
+            named.add(message["data"].decode(errors="replace"))
+            message = pubsub.get_message(timeout=0)
+        return named
 
     def listen(self) -> redis.client.PubSub:
         if self.pubsub is None:

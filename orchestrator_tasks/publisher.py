@@ -7,7 +7,9 @@ FLUSHALL a declared exchange has lost its bindings and would drop every message 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import redis
 from kombu.exceptions import OperationalError
@@ -15,6 +17,7 @@ from kombu.exceptions import OperationalError
 from models.kernel import ids
 from models.kernel.backlog import Ready
 from models.kernel.errors import Unavailable
+from models.kernel.jobs import REGISTRY
 from orchestrator_tasks.app import app
 from orchestrator_tasks.hints import client
 
@@ -42,31 +45,45 @@ def count_messages(queue: str) -> int:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
 
 
-def publish(jobs: Sequence[Ready]) -> None:
-    """Send each job as a message that names it. Raises Unavailable; what was not sent is sent again later."""
+def publish(jobs: Sequence[Ready], together: int = 1) -> None:
+    """Send messages that name the jobs, in their order; neighbours of one kind and priority share one.
+
+    `together`: most jobs in a message, where their kind allows several. Raises Unavailable; what was not sent is sent
+    again later.
+    """
     if not jobs:
         return
     try:
         with app.producer_pool.acquire(block=True, timeout=2) as producer:
-            for job in jobs:
-                message = app.amqp.as_task_v2(
-                    ids.new_uuid(),
-                    job.task,
-                    kwargs={"job_id": job.id, "subject_id": job.subject_id},
-                    ignore_result=True,
-                )
-                app.amqp.send_task_message(
-                    producer,
-                    job.task,
-                    message,
-                    queue=job.queue,
-                    declare=[],
-                    priority=job.priority,
-                    headers={CORRELATION: job.correlation_id},
-                    retry=False,
-                )
+            for group in grouped(jobs, together):
+                send(producer, group)
     except (OperationalError, redis.RedisError, OSError) as error:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+
+
+def grouped(jobs: Sequence[Ready], together: int) -> Iterator[Sequence[Ready]]:
+    for (task, _, _), alike in itertools.groupby(jobs, key=lambda job: (job.task, job.queue, job.priority)):
+        most = min(together, REGISTRY[task].together) if task in REGISTRY else 1
+        whole = list(alike)
+        yield from (whole[start : start + most] for start in range(0, len(whole), most))
+
+
+def send(producer: Any, group: Sequence[Ready]) -> None:
+    first, *others = group
+    kwargs: dict[str, Any] = {"job_id": first.id, "subject_id": first.subject_id}
+    if others:
+        kwargs["others"] = [(job.id, job.subject_id, job.correlation_id) for job in others]
+    message = app.amqp.as_task_v2(ids.new_uuid(), first.task, kwargs=kwargs, ignore_result=True)
+    app.amqp.send_task_message(
+        producer,
+        first.task,
+        message,
+        queue=first.queue,
+        declare=[],
+        priority=first.priority,
+        headers={CORRELATION: first.correlation_id},
+        retry=False,
+    )
 
 
 def publish_canary(queue: str, canary: str) -> None:

@@ -22,9 +22,9 @@ def client() -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS)
 
 
-def work_is_owed() -> None:
-    """Wake the dispatcher; without the hint it looks by itself within its pace."""
-    send((WORK, ""))
+def work_is_owed(queue: str = "") -> None:
+    """Wake the dispatcher, for one queue or for all; without the hint it looks by itself within its pace."""
+    send((WORK, queue))
 
 
 def ended(subject_id: str) -> None:

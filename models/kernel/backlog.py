@@ -111,6 +111,15 @@ _PARK = text(
     """
 )
 
+_HAND_BACK = text(
+    """
+    WITH mine AS (
+        SELECT id FROM jobs WHERE id = ANY(:ids) AND fence IS NULL ORDER BY id FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET dispatched_at = NULL, dispatches = 0 FROM mine WHERE jobs.id = mine.id
+    """
+)
+
 # The lane keeps its order, since the job is still its head; among those that are ready it is now the youngest.
 _PUT_OFF = text(
     """
@@ -172,6 +181,11 @@ def send_passed_over(connection: Connection, queue: str, slots: int, aging_secon
 def park_job(connection: Connection, job_id: int) -> None:
     """The job's lane is busy: it waits until the lane wakes it."""
     connection.execute(_PARK, {"id": job_id})
+
+
+def hand_back_jobs(connection: Connection, job_ids: Sequence[int]) -> None:
+    """Nobody could begin with these yet: they are as ready as if they had never been sent."""
+    connection.execute(_HAND_BACK, {"ids": list(job_ids)})
 
 
 def put_off_job(connection: Connection, job_id: int) -> None:

@@ -141,13 +141,14 @@ Sweep = Callable[[Connection, Sequence[Held]], int]
 class Work:
     """A kind of job, with the domain's word on what becomes of one that nobody finished.
 
-    `lost`: its worker fell silent. `expired`: it was not started in time.
+    `lost`: its worker fell silent. `expired`: it was not started in time. `together`: most of them in one message.
     """
 
     task: str
     queue: str
     lost: Sweep
     expired: Sweep
+    together: int = 1
 
 
 REGISTRY: dict[str, Work] = {}

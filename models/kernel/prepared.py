@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 PREPARED = "orchestrator.prepared"
 
 
@@ -56,6 +58,12 @@ class Prepared:
                 return [dict(zip(self.names, row, strict=True)) for row in cursor.fetchall()]
             except connection.dialect.loaded_dbapi.Error as error:
                 fail(connection, cursor, self.call, error)
+
+
+def prepare(statement: Any, types: Mapping[str, str]) -> Prepared:
+    """A statement of SQLAlchemy's; `types` names what a call brings, the other parameters are constants."""
+    made = statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
+    return Prepared(str(made), {name: value for name, value in made.params.items() if name not in types}, types)
 
 
 def fail(connection: Connection, cursor: Any, statement: str, error: Any) -> NoReturn:

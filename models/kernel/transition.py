@@ -41,7 +41,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, psycopg2
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from models.kernel import job_parts
@@ -49,7 +49,7 @@ from models.kernel.errors import Conflict
 from models.kernel.jobs import Spec
 from models.kernel.ledger import ledger
 from models.kernel.machine import Machine
-from models.kernel.prepared import Prepared
+from models.kernel.prepared import Prepared, prepare
 from models.kernel.session import to_json
 from models.kernel.settings import settings
 
@@ -67,8 +67,6 @@ Job = job_parts.Job
 
 OF_A_CALL = {"rows": "text", "actor": "text", "reason": "text", "correlation_id": "text", "lease": "float8"}
 """What each call of an act brings, and as which type."""
-
-DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,7 @@ class Act:
 
     @functools.cached_property
     def prepared(self) -> Prepared:
-        made = self.statement().compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
-        constants = {name: value for name, value in made.params.items() if name not in OF_A_CALL}
-        return Prepared(str(made), constants, OF_A_CALL)
+        return prepare(self.statement(), OF_A_CALL)
 
     def statement(self) -> Any:
         raise NotImplementedError

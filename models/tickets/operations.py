@@ -119,12 +119,18 @@ def refuse_stopped(connection: Connection, ticket: Row) -> None:
         raise Conflict(emergency_text(latch["scope"], latch["reason"]), code=transitions.EMERGENCY_STOP)
 
 
+def take_tickets(connection: Connection, job_ids: Sequence[int], worker: str) -> dict[int, Attempt]:
+    """Lease the jobs and start their executions; answers, by job, those that were to be had. Raises LaneBusy."""
+    rows = transitions.TAKE(connection, [{"job_id": job_id} for job_id in job_ids], actor=worker)
+    return {row["job_id"]: attempt_of(row) for row in rows}
+
+
 def take_ticket(connection: Connection, job_id: int, worker: str) -> Attempt | None:
     """Lease the job and start the execution; None when it is no longer to be had. Raises LaneBusy."""
-    rows = transitions.TAKE(connection, [{"job_id": job_id}], actor=worker)
-    if not rows:
-        return None
-    row = rows[0]
+    return take_tickets(connection, [job_id], worker).get(job_id)
+
+
+def attempt_of(row: Mapping[str, Any]) -> Attempt:
     return Attempt(
         job_id=row["job_id"],
         fence=row["fence"],
@@ -139,17 +145,40 @@ def take_ticket(connection: Connection, job_id: int, worker: str) -> Attempt | N
     )
 
 
-def settle_ticket(connection: Connection, attempt: Attempt, outcome: Outcome, worker: str) -> Mapping[str, Any]:
-    """Record how an attempt ended.
+def settle_tickets(
+    connection: Connection, ends: Sequence[tuple[Attempt, Outcome]], worker: str
+) -> list[Mapping[str, Any] | LeaseLost]:
+    """Record how attempts ended; answers, in order, their tickets, or LeaseLost for an attempt that owns its no more.
 
-    Raises LeaseLost when the attempt no longer owns the ticket; its outcome is then kept
-    in the ledger as evidence and changes nothing.
+    The outcome of such an attempt is kept in the ledger as evidence and changes nothing.
     """
-    end = {"to": outcome.to, "result": outcome.result, "error": outcome.error, "error_code": outcome.error_code}
-    held = {"job_id": attempt.job_id, "fence": attempt.fence}
-    rows = transitions.SETTLE(connection, [{**held, **end}], actor=worker)
-    if rows:
-        return rows[0]
+    given = [held_by(attempt) | told_by(outcome) for attempt, outcome in ends]
+    rows = {row["id"]: row for row in transitions.SETTLE(connection, given, actor=worker)}
+    return [
+        rows.get(attempt.ticket_id) or keep_late_outcome(connection, attempt, outcome, worker)
+        for attempt, outcome in ends
+    ]
+
+
+def settle_ticket(connection: Connection, attempt: Attempt, outcome: Outcome, worker: str) -> Mapping[str, Any]:
+    """Record how one attempt ended, as `settle_tickets` does. Raises LeaseLost."""
+    (ended,) = settle_tickets(connection, [(attempt, outcome)], worker)
+    if isinstance(ended, LeaseLost):
+        raise ended
+    return ended
+
+
+def held_by(attempt: Attempt) -> dict[str, Any]:
+    return {"job_id": attempt.job_id, "fence": attempt.fence}
+
+
+def told_by(outcome: Outcome) -> dict[str, Any]:
+    return {"to": outcome.to, "result": outcome.result, "error": outcome.error, "error_code": outcome.error_code}
+
+
+def keep_late_outcome(connection: Connection, attempt: Attempt, outcome: Outcome, worker: str) -> LeaseLost:
+    """The outcome of an attempt that no longer owns its ticket; its worker has let go of the robot."""
+    about = {name: getattr(attempt, name) for name in ("ticket_id", "command", "target", "execution")}
     note(
         connection,
         events.EVIDENCE,
@@ -157,23 +186,15 @@ def settle_ticket(connection: Connection, attempt: Attempt, outcome: Outcome, wo
         actor=worker,
         correlation_id=attempt.correlation_id,
         reason="lease_lost",
-        body={
-            "ticket_id": attempt.ticket_id,
-            "command": attempt.command,
-            "target": attempt.target,
-            "execution": attempt.execution,
-            **held,
-            **end,
-        },
+        body={**about, **held_by(attempt), **told_by(outcome)},
     )
     release_robot(connection, attempt.ticket_id, attempt.execution)
-    raise LeaseLost(f"The attempt under fence {attempt.fence} no longer owns {attempt.ticket_id}")
+    return LeaseLost(f"The attempt under fence {attempt.fence} no longer owns {attempt.ticket_id}")
 
 
 def release_ticket(connection: Connection, attempt: Attempt, worker: str) -> bool:
     """Give an attempt back that never reached the driver; it will be taken again. False when the lease was lost."""
-    held = {"job_id": attempt.job_id, "fence": attempt.fence}
-    if transitions.RELEASE(connection, [held], actor=worker, reason="released"):
+    if transitions.RELEASE(connection, [held_by(attempt)], actor=worker, reason="released"):
         return True
     release_robot(connection, attempt.ticket_id, attempt.execution)
     return False

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     Double,
     RowMapping,
@@ -23,11 +24,13 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from models.kernel.errors import NotFound
 from models.kernel.jobs import jobs
 from models.kernel.latch import barred_since, latches
 from models.kernel.ledger import ledger
+from models.kernel.prepared import Prepared, prepare
 from models.tickets.events import OUTCOME_TOPICS
 from models.tickets.safety import STOPPING
 from models.tickets.states import EXECUTING, QUEUED, TERMINAL, TICKET
@@ -134,29 +137,51 @@ def find_newer_stop(connection: Connection, target: str, fence: int) -> int | No
     return found
 
 
-def clearance_statement() -> Any:
-    target = bindparam("of_target", type_=Text)
+def clearance_statement() -> Prepared:
+    """What may keep leased attempts from their robots, in one statement for any number of them."""
+    attempts = func.unnest(
+        bindparam("job_ids", None, type_=ARRAY(BigInteger)),
+        bindparam("fences", None, type_=ARRAY(BigInteger)),
+        bindparam("targets", None, type_=ARRAY(Text)),
+    )
+    given = attempts.table_valued("job_id", "fence", "target").render_derived(name="given")
     latch = (
         select(latches.c.scope, latches.c.reason)
-        .where(latches.c.scope.in_((EVERYTHING, target)), barred_since(jobs.c.created_at))
+        .where(latches.c.scope.in_((EVERYTHING, given.c.target)), barred_since(jobs.c.created_at))
         .order_by(latches.c.engaged_at)
         .limit(1)
         .lateral("latch")
     )
-    left = cast(func.extract("epoch", jobs.c.lease_until - func.clock_timestamp()), Double)
-    asked = select(latch.c.scope, latch.c.reason, newer_stop(target, 0).exists(), left)
-    asked = asked.select_from(jobs.outerjoin(latch, true()))
-    return asked.where(jobs.c.id == bindparam("job_id"), jobs.c.fence == bindparam("of_fence"))
+    left = cast(func.extract("epoch", jobs.c.lease_until - func.clock_timestamp()), Double).label("lease_left")
+    stop_owed = newer_stop(given.c.target, 0).exists().label("stop_owed")
+    asked = select(jobs.c.id, latch.c.scope, latch.c.reason, stop_owed, left)
+    asked = asked.select_from(given.join(jobs, jobs.c.id == given.c.job_id).outerjoin(latch, true()))
+    return prepare(
+        asked.where(jobs.c.fence == given.c.fence), {"job_ids": "int8[]", "fences": "int8[]", "targets": "text[]"}
+    )
 
 
 CLEARANCE = clearance_statement()
 
 
+def find_clearances(connection: Connection, held: Sequence[tuple[int, int, str]]) -> dict[int, Clearance]:
+    """What holds attempts back from their robots, read just before acting; one whose lease is gone is not among them.
+
+    `held`: job id, fence and target of each. Answers by job id.
+    """
+    job_ids, fences, targets = (list(column) for column in zip(*held, strict=True))
+    rows = CLEARANCE.run(connection, {"job_ids": job_ids, "fences": fences, "targets": targets})
+    return {row["id"]: clearance_of(row) for row in rows}
+
+
+def clearance_of(row: Mapping[str, Any]) -> Clearance:
+    emergency = row["scope"] and emergency_text(row["scope"], row["reason"])
+    return Clearance(row["stop_owed"], emergency, row["lease_left"])
+
+
 def find_clearance(connection: Connection, job_id: int, fence: int, target: str) -> Clearance | None:
-    """What holds a leased attempt back from its robot, read just before acting; None when the lease is gone."""
-    facts = {"job_id": job_id, "of_fence": fence, "of_target": target}
-    row = connection.execute(CLEARANCE, facts).one_or_none()
-    return None if row is None else Clearance(row[2], row.scope and emergency_text(row.scope, row.reason), row[3])
+    """As `find_clearances`, for one attempt; None when the lease is gone."""
+    return find_clearances(connection, [(job_id, fence, target)]).get(job_id)
 
 
 def is_held_by_stop(connection: Connection, job_id: int) -> bool:

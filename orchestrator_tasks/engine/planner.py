@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from models.engine import transitions
 from models.engine.planning import Pass, plan_runs
 from models.kernel import clock
 from models.kernel.errors import Conflict
-from models.kernel.hints import WORK
 from orchestrator_tasks import hints
 from orchestrator_tasks.engine.publish import watch_outputs
 from orchestrator_tasks.keeper import keeper
@@ -50,7 +50,7 @@ def seconds_until_due(done: Pass) -> float | None:
 
 def report(done: Pass) -> None:
     if done.runs:
-        hints.send((WORK, ""))
+        hints.owed(transitions.QUEUE)
     if done.ticks or done.missed:
         counts = {"ticks": done.ticks, "runs": done.runs, "skipped": done.skipped, "missed": done.missed}
         level = logging.WARNING if done.missed else logging.INFO if done.runs else logging.DEBUG

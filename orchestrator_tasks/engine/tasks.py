@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
+from orchestrator_tasks.kernel.crew import Order, carry_out_all, orders_of
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,15 @@ MISSING = "missing SnapshotInputs"
 FINAL = frozenset({MISSING_INPUTS, SNAPSHOT_FAILURE})
 """What another attempt would only find again."""
 
+MOST_TOGETHER = 16  # runs in one message
+
 register(
     Work(
         task=transitions.TASK,
         queue=transitions.QUEUE,
         lost=operations.lose_runs,
         expired=operations.expire_runs,
+        together=MOST_TOGETHER,
     )
 )
 register_source(transitions.SUBJECT, events.PUBLIC_TOPICS, "symbol", "engine_mode")
@@ -76,8 +80,12 @@ class Outcome:
 
 
 @app.task(name=transitions.TASK)
-def run(job_id: int, subject_id: str) -> str:
-    """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
+def run(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
+    """Carry out the jobs that are still owed, one after the other; answers what became of them, for Flower to show."""
+    return carry_out_all(perform, orders_of(job_id, subject_id, others))
+
+
+def perform(job_id: int, subject_id: str, _correlation_id: str | None) -> str:
     with about(correlation_id=subject_id, run_id=subject_id, action="engine_run"):
         attempt = take(job_id)
         if attempt is None:
@@ -186,7 +194,7 @@ def end(attempt: Attempt, config: Config, outcome: Outcome) -> str:
         keep_evidence(attempt, outcome)
         raise
     tell(outcome, became)
-    hints.ended(attempt.run_id)
+    hints.ended(attempt.run_id, queue=transitions.QUEUE)
     return became
 
 

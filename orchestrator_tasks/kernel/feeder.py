@@ -13,6 +13,7 @@ from models.kernel.errors import OrchestratorError
 from models.kernel.session import statement
 from models.kernel.webhooks.deliveries import strand_deliveries
 from models.kernel.webhooks.feeding import feed_webhooks
+from models.kernel.webhooks.moves import QUEUE
 from orchestrator_tasks import hints
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Feeder:
         """One pass; whether the next one has work to do already."""
         made, more = feed_webhooks()
         if made:
-            hints.send((hints.WORK, ""))
+            hints.owed(QUEUE)
         self.passes += 1
         if self.passes % STRAND_EVERY == 0:
             with statement() as connection:

@@ -58,7 +58,7 @@ def deliver(job_id: int, subject_id: str) -> int:
         tries = take_turn(job_id, subject_id, getattr(current_task.request, CORRELATION, None)) if given else 0
         if not given or room().is_slow(receiver["lane"]):
             put_off(job_id, subject_id, tries)
-    hints.send((hints.WORK, ""))
+    hints.owed(QUEUE)
     return tries
 
 

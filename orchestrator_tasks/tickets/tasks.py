@@ -1,28 +1,34 @@
-"""Carrying one ticket out: take, check, drive under a deadline, settle."""
+"""Carrying one ticket out: take, check, drive under a deadline, settle.
+
+What threads of this process take, look at or settle at the same moment goes together, in one statement (`company`).
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
-
-from celery import current_task
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from models.kernel import clock
 from models.kernel.backlog import park_job
+from models.kernel.company import Company
 from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement
+from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
 from models.kernel.webhooks.feeding import register_source
 from models.tickets import batches, events, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
-from models.tickets.queries import find_clearance, is_held_by_stop
+from models.tickets.queries import Clearance, find_clearances, is_held_by_stop
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.publisher import CORRELATION
+from orchestrator_tasks.kernel.crew import Crew, Order, carry_out_all, orders_of
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
 from orchestrator_tasks.tickets.drivers.registry import driver
 
@@ -33,12 +39,15 @@ PENDING_STOP_PATIENCE = 0.25  # most stops are taken within; a motion that waits
 SETTLE_PATIENCE_SECONDS = 120.0
 SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
 
+MOST_TOGETHER = 32  # tickets in one message
+
 register(
     Work(
         task=transitions.TASK,
         queue=transitions.QUEUE,
         lost=operations.lose_tickets,
         expired=operations.expire_tickets,
+        together=MOST_TOGETHER,
     )
 )
 batches.register_acts()
@@ -47,9 +56,15 @@ register_source(transitions.SUBJECT, events.PUBLIC_TOPICS, "command", "target")
 
 
 @app.task(name=transitions.TASK)
-def execute(job_id: int, subject_id: str) -> str:
-    """Carry out the job if it is still owed; answers what became of it, for Flower to show."""
-    return perform(job_id, subject_id, getattr(current_task.request, CORRELATION, None))
+def execute(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
+    """Carry out the jobs that are still owed; answers what became of them, for Flower to show."""
+    return carry_out_all(perform, orders_of(job_id, subject_id, others), crew())
+
+
+@functools.cache
+def crew() -> Crew:
+    """This process's crew."""
+    return Crew(settings().io_concurrency)
 
 
 def perform(job_id: int, subject_id: str, correlation_id: str | None) -> str:
@@ -72,26 +87,56 @@ def worker() -> str:
     return f"worker:{socket.gethostname()}"
 
 
+def take_together(job_ids: Sequence[int]) -> list[Attempt | None]:
+    with statement() as connection:
+        taken = operations.take_tickets(connection, sorted(set(job_ids)), worker())
+    return [taken.pop(job_id, None) for job_id in job_ids]  # of two that want the same, one gets it
+
+
+def look_together(attempts: Sequence[Attempt]) -> list[Clearance | None]:
+    with statement() as connection:
+        found = find_clearances(connection, [(each.job_id, each.fence, each.target) for each in attempts])
+    return [found.get(attempt.job_id) for attempt in attempts]
+
+
+def settle_together(ends: Sequence[tuple[Attempt, Outcome]]) -> list[Mapping[str, Any] | LeaseLost]:
+    with statement() as connection:
+        settled = operations.settle_tickets(connection, ends, worker())
+    hints.ended(*(attempt.ticket_id for attempt, _ in ends), queue=transitions.QUEUE)
+    return settled
+
+
+TAKES = Company(take_together)
+LOOKS = Company(look_together)
+SETTLES = Company(settle_together)
+
+
 def take(job_id: int) -> Attempt | None:
     """Lease the job. A motion whose robot is owed a stop waits untaken: neither lease nor timeout runs meanwhile."""
     until = clock.monotonic() + PENDING_STOP_PATIENCE
     while True:
-        with statement() as connection:
-            try:
-                attempt = operations.take_ticket(connection, job_id, worker())
-                if attempt is None and not is_held_by_stop(connection, job_id):
-                    # its stop may have been taken between the two statements
-                    return operations.take_ticket(connection, job_id, worker())
-            except LaneBusy:
-                park_job(connection, job_id)
-                return None
-            if attempt is not None:
-                return attempt
-            if clock.monotonic() >= until:
-                log.info("waits in its lane: its robot has not taken a stop yet")
-                park_job(connection, job_id)
-                return None
+        try:
+            attempt = TAKES.go(job_id)
+            if attempt is None and not is_held(job_id):
+                return TAKES.go(job_id)  # its stop may have been taken between the two statements
+        except LaneBusy:
+            return park(job_id)
+        if attempt is not None:
+            return attempt
+        if clock.monotonic() >= until:
+            log.info("waits in its lane: its robot has not taken a stop yet")
+            return park(job_id)
         clock.pause(PENDING_STOP_PACE)
+
+
+def is_held(job_id: int) -> bool:
+    with statement() as connection:
+        return is_held_by_stop(connection, job_id)
+
+
+def park(job_id: int) -> None:
+    with statement() as connection:
+        park_job(connection, job_id)
 
 
 def carry_out(attempt: Attempt) -> Outcome | None:
@@ -128,8 +173,7 @@ def look(attempt: Attempt) -> Command | Outcome | None:
     driver, and the take may have begun before an e-stop, or before the robot was owed a stop.
     """
     looked_at = clock.monotonic()
-    with statement() as connection:
-        clearance = find_clearance(connection, attempt.job_id, attempt.fence, attempt.target)
+    clearance = LOOKS.go(attempt)
     if clearance is None:
         return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
     if clearance.emergency and attempt.command not in transitions.STOPPING:
@@ -156,7 +200,7 @@ def end_what_moved(attempt: Attempt) -> None:
         log.warning("what was stopped ends by its own worker", extra={"error": error.message})
         return
     for ticket_id in ended:
-        hints.ended(ticket_id)
+        hints.ended(ticket_id, queue=transitions.QUEUE)
 
 
 def interrupted(attempt: Attempt, error: Interrupted) -> Outcome:
@@ -181,14 +225,11 @@ def settle(attempt: Attempt, outcome: Outcome) -> str:
     pause = 0.05
     while True:
         try:
-            with statement() as connection:
-                operations.settle_ticket(connection, attempt, outcome, worker())
+            SETTLES.go((attempt, outcome))
             log.info("execution ended", extra={"outcome": outcome.to, "error": outcome.error})
-            hints.ended(attempt.ticket_id)
             return outcome.to
         except LeaseLost:
             log.warning("the outcome came too late and is kept as evidence", extra={"outcome": outcome.to})
-            hints.ended(attempt.ticket_id)
             return "lease lost"
         except (Unavailable, Conflict) as error:
             patience = SETTLE_PATIENCE_AT_SHUTDOWN if keeper.is_shutting_down() else SETTLE_PATIENCE_SECONDS

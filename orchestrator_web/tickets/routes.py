@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from models.kernel.session import statement
 from models.kernel.tallies import count_states
 from models.tickets import operations, queries, telemetry
 from models.tickets.states import TICKET
+from models.tickets.transitions import QUEUE
 from orchestrator_web import hints, paging
 from orchestrator_web.auth import public, requires
 from orchestrator_web.idempotency import after_commit, creating
@@ -104,7 +106,7 @@ def execute_ticket(connection: Any, wanted: dict[str, Any]) -> Response:
         force=wanted["force"],
         caller=g.caller,
     )
-    after_commit(hints.work_is_owed)
+    after_commit(functools.partial(hints.work_is_owed, QUEUE))
     accepted = answer(answers.accepted(row), 202)
     accepted.headers["Location"] = f"/ticket/{ticket_id}"
     if prefers_async():

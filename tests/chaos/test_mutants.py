@@ -146,11 +146,11 @@ def test_a_message_that_is_lost_and_never_sent_again_is_caught(
     for _ in range(3):
         stage.execute(stage.create())
     dispatcher = Dispatcher()
-    dispatcher.refill("io")
+    dispatcher.refill_all()
     assert len(messages(valkey)) == 3
     valkey.flushall()
     change("UPDATE jobs SET dispatched_at = dispatched_at - interval '1 hour' WHERE dispatched_at IS NOT NULL")
-    dispatcher.refill("io")
+    dispatcher.refill_all()
     for message in messages(valkey):
         tasks.perform(message["job_id"], message["subject_id"], None)
     assert promises(stage) == broken
@@ -204,7 +204,10 @@ STILL = {"priority": "normal", "timeout_seconds": 30, "metadata": {}, "target": 
 
 
 def worker_without_latch(patch: Patch) -> None:
-    patch.setattr(tasks, "find_clearance", lambda *_: Clearance(stop_owed=False, emergency=None))
+    def never(_connection: Any, held: Any) -> dict[int, Clearance]:
+        return {job_id: Clearance(stop_owed=False, emergency=None) for job_id, _, _ in held}
+
+    patch.setattr(tasks, "find_clearances", never)
 
 
 def robot_without_latch(patch: Patch) -> None:

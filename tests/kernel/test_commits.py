@@ -12,7 +12,8 @@ from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
 from models.kernel import commits
-from models.kernel.commits import Entry, Writer, share
+from models.kernel.commits import Draft, Writer, share
+from models.kernel.company import Entry
 from models.kernel.errors import Unavailable
 from models.kernel.ledger import ledger
 from models.kernel.session import transaction, use_reserved_connections
@@ -72,7 +73,7 @@ def held_up(pool: ThreadPoolExecutor, first: str, *others: str) -> list[Future[A
 def left(name: str) -> None:
     """Nobody waits for anybody any more."""
     writer = commits.writers[PACK]
-    assert (writer.waiting, writer.is_writing) == ([], False)
+    assert (writer.waiting, writer.is_busy) == ([], False)
     assert [row["id"] for row in send(name)] == [name]
 
 
@@ -170,9 +171,9 @@ def test_nobody_waits_longer_than_two_statements_may_take(
     environment.setenv("ORCHESTRATOR_STATEMENT_TIMEOUT", "0.1")
     settings.cache_clear()
     writer = Writer(PACK)
-    writer.is_writing = True  # by somebody who never comes back
+    writer.is_busy = True  # by somebody who never comes back
     with pytest.raises(Unavailable) as refused:
-        writer.write(Entry([parcel("a")], "test", "c-1"))
+        writer.go(Draft([parcel("a")], "test", "c-1"))
     assert (refused.value.code, writer.waiting) == ("database_unavailable", [])
 
 
@@ -180,8 +181,9 @@ def test_a_lead_that_comes_at_the_last_moment_is_taken(connection: Connection, e
     environment.setenv("ORCHESTRATOR_LOCK_TIMEOUT", "0.1")
     environment.setenv("ORCHESTRATOR_STATEMENT_TIMEOUT", "0.1")
     settings.cache_clear()
-    writer, late = Writer(PACK), Entry([parcel("a")], "test", "c-1")
-    writer.is_writing = True
+    writer = Writer(PACK)
+    late = Entry[Draft, Any](Draft([parcel("a")], "test", "c-1"))
+    writer.is_busy = True
 
     class Word:
         def get(self, timeout: float) -> bool:
@@ -190,8 +192,9 @@ def test_a_lead_that_comes_at_the_last_moment_is_taken(connection: Connection, e
             raise queue.Empty
 
     own, late.word = late.word, Word()  # type: ignore[assignment]
-    assert [row["id"] for row in writer.write(late)] == ["a"]
-    assert writer.is_writing is False
+    writer.join(late)
+    assert [row["id"] for row in late.answer()] == ["a"]
+    assert writer.is_busy is False
 
 
 def test_a_thread_with_reserved_connections_waits_for_nobody(connection: Connection, pool: ThreadPoolExecutor) -> None:

@@ -56,7 +56,7 @@ def test_the_window_is_filled_and_not_exceeded(
     for _ in range(8):
         owed()
     for _ in range(3):
-        dispatcher.refill(QUEUE)
+        dispatcher.refill_all()
         assert sum(lengths(valkey)) == 5
     assert len(rows("SELECT FROM jobs WHERE dispatched_at IS NULL")) == 3
 
@@ -67,13 +67,13 @@ def test_the_window_counts_the_messages_of_all_priorities(
     set_to(dispatch_window=4)
     for priority in ("low", "high", "critical", "normal"):
         owed(priority=priority)
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert lengths(valkey) == [1, 1, 1, 1]
     owed(priority="critical")
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert lengths(valkey) == [1, 1, 1, 1]
     valkey.rpop(publisher.lists_of(QUEUE)[3])
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert lengths(valkey) == [2, 1, 1, 0]
 
 
@@ -82,12 +82,12 @@ def test_lost_messages_are_sent_again_once_they_are_old_and_the_queue_is_empty(
 ) -> None:
     for _ in range(3):
         owed()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     valkey.flushall()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert sum(lengths(valkey)) == 0, "they are not old yet"
     grow_old()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert sum(lengths(valkey)) == 3
 
 
@@ -96,10 +96,10 @@ def test_nothing_is_sent_again_while_the_queue_holds_a_message(
 ) -> None:
     for _ in range(3):
         owed()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     valkey.rpop(QUEUE + ":2", 2)
     grow_old()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert sum(lengths(valkey)) == 1
 
 
@@ -107,13 +107,13 @@ def test_a_message_that_was_lost_again_and_again_is_sent_ever_less_often(
     dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis
 ) -> None:
     owed()
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     change("UPDATE jobs SET dispatches = 3")
     patience = settings().redispatch_seconds
     for age, sent in ((2 * patience, 0), (5 * patience, 1)):
         valkey.flushall()
         change("UPDATE jobs SET dispatched_at = clock_timestamp() - make_interval(secs => :age)", age=age)
-        dispatcher.refill(QUEUE)
+        dispatcher.refill_all()
         assert sum(lengths(valkey)) == sent
 
 
@@ -260,7 +260,7 @@ def test_what_has_waited_too_long_is_sent_before_urgent_messages(
     grow_older(120)
     for _ in range(3):
         owed(priority="high")
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert lengths(valkey) == [1, 3, 0, 0]
 
 
@@ -269,12 +269,12 @@ def test_what_urgent_messages_pass_over_for_too_long_is_sent_anew_before_them_an
 ) -> None:
     set_to(dispatch_window=8, aging_seconds=60)
     owed(priority="low")
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     grow_older(120)
     urgent = [owed(priority="high") for _ in range(3)]
-    dispatcher.refill(QUEUE)
+    dispatcher.refill_all()
     assert lengths(valkey) == [0, 3, 0, 1], "nobody was read before it yet"
     urgent[0].take()
     for _ in range(3):
-        dispatcher.refill(QUEUE)
+        dispatcher.refill_all()
     assert lengths(valkey) == [1, 3, 0, 1]

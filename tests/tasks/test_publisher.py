@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -36,8 +37,7 @@ def test_a_message_names_the_job_and_carries_the_correlation_id_in_a_header(valk
     (message,) = messages(valkey, "io:2")
     assert message["headers"][publisher.CORRELATION] == "correlation-7"
     assert message["headers"]["task"] == "tickets.execute"
-    _args, kwargs, _embed = json.loads(__import__("base64").b64decode(message["body"]))
-    assert kwargs == {"job_id": 7, "subject_id": "ticket-7"}
+    assert kwargs_of(message) == {"job_id": 7, "subject_id": "ticket-7"}
     assert message["headers"]["eta"] is None
 
 
@@ -53,6 +53,30 @@ def test_a_publish_after_a_flush_arrives(valkey: redis.Redis) -> None:
     publisher.publish([ready(2)])
     assert publisher.count_messages("io") == 1
     assert valkey.llen("io:2") == 1
+
+
+def kwargs_of(message: dict[str, Any]) -> dict[str, Any]:
+    _args, kwargs, _embed = json.loads(base64.b64decode(message["body"]))
+    return dict(kwargs)
+
+
+def test_neighbours_of_one_priority_share_a_message_up_to_its_bound(valkey: redis.Redis) -> None:
+    publisher.publish([ready(number) for number in range(5)], together=3)
+    first, second = (kwargs_of(message) for message in messages(valkey, "io:2"))
+    assert (first["job_id"], [order[0] for order in first["others"]]) == (0, [1, 2])
+    assert (second["job_id"], second["others"]) == (3, [[4, "ticket-4", "correlation-4"]])
+
+
+def test_no_message_holds_jobs_of_two_priorities_or_kinds(valkey: redis.Redis) -> None:
+    other = Ready(9, "engine.run", "run-9", "io", NORMAL, "correlation-9")
+    publisher.publish([ready(1, HIGH), ready(2, NORMAL), ready(3, NORMAL), other], together=8)
+    assert [kwargs_of(message)["job_id"] for message in messages(valkey, "io:1")] == [1]
+    assert [kwargs_of(message)["job_id"] for message in messages(valkey, "io:2")] == [2, 9]
+
+
+def test_a_kind_that_goes_one_by_one_shares_no_message(valkey: redis.Redis) -> None:
+    publisher.publish([Ready(n, "no.such", "s", "io", NORMAL, "c") for n in range(2)], together=8)
+    assert publisher.count_messages("io") == 2
 
 
 @pytest.mark.usefixtures("dead_broker")

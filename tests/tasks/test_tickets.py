@@ -248,17 +248,17 @@ def test_an_outcome_is_settled_although_somebody_held_its_row_for_longer_than_a_
     attempt = job.take()
     outcome = Outcome("completed", result=DONE)
     refused = threading.Event()
-    settle_ticket = operations.settle_ticket
+    settle_tickets = operations.settle_tickets
 
     def noting(*arguments: Any) -> Any:
         try:
-            return settle_ticket(*arguments)
+            return settle_tickets(*arguments)
         except Exception:
             refused.set()
             raise
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(operations, "settle_ticket", noting)
+        patch.setattr(operations, "settle_tickets", noting)
         with transaction() as connection:
             connection.execute(text("SELECT FROM tickets WHERE id = :id FOR UPDATE"), {"id": job.ticket_id})
             settling = pool.submit(tasks.settle, attempt, outcome)
@@ -307,7 +307,7 @@ def test_a_database_that_is_away_before_the_driver_is_called_moves_nothing(
     driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = owed("drive")
-    monkeypatch.setattr(tasks, "find_clearance", fails_with(Unavailable("away", code="database_unavailable")))
+    monkeypatch.setattr(tasks, "find_clearances", fails_with(Unavailable("away", code="database_unavailable")))
     assert execute(job) == "failed"
     assert job.ticket["error_code"] == "database_unavailable"
     assert driver.commands == []

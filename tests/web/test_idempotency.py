@@ -120,7 +120,7 @@ def test_a_request_whose_twin_still_runs_is_409_and_says_when_to_come_back(
 
 def test_a_hint_goes_out_after_the_commit_and_not_for_a_repetition(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(hints, "work_is_owed", lambda: seen.append(counts()["jobs"]))
+    monkeypatch.setattr(hints, "work_is_owed", lambda _queue: seen.append(counts()["jobs"]))
     ticket_id = api.create()["id"]
     for _ in range(2):
         accepted = api.post("/execute", json={"ticket_id": ticket_id}, headers={**KEY, **ASYNC})
