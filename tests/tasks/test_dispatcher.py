@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from models.kernel import clock
 from models.kernel.errors import Unavailable
 from models.kernel.settings import settings
 from orchestrator_tasks import hints, publisher
@@ -218,8 +219,9 @@ def test_a_dispatcher_that_is_told_to_stop_does_so_at_once_whatever_its_pace(
         running.result(5)
 
 
+@pytest.mark.parametrize("hint", ["", QUEUE])
 def test_a_hint_of_work_wakes_the_dispatcher_whatever_its_pace(
-    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None], hint: str
 ) -> None:
     set_to(dispatch_seconds=60)
     with ThreadPoolExecutor(1) as pool:
@@ -227,11 +229,26 @@ def test_a_hint_of_work_wakes_the_dispatcher_whatever_its_pace(
         try:
             eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
             owed()
-            valkey.publish("orchestrator:work", "")
+            valkey.publish("orchestrator:work", hint)
             eventually(lambda: sum(lengths(valkey)) == 1, what="the job was sent")
         finally:
             dispatcher.stop()
         running.result(5)
+
+
+def test_hints_name_the_queues_to_look_at(dispatcher: Dispatcher, valkey: redis.Redis) -> None:
+    dispatcher.bell.listen()
+    eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
+    dispatcher.next_sweep = clock.monotonic() + 60
+
+    def named(hint: str | bytes) -> set[str]:
+        valkey.publish("orchestrator:work", hint)
+        return set(dispatcher.rest())
+
+    assert named(QUEUE) == {QUEUE}
+    assert named("no such queue") == set()
+    assert named(b"\xff") == set()
+    assert named("") == set(dispatcher.tempos)
 
 
 def test_a_dispatcher_outlives_a_database_that_goes_away(
