@@ -70,14 +70,15 @@ def export(file: str, symbols: tuple[str, ...], **bounds: int | None) -> None:
 
     FILE is compressed when its name ends in .gz; - is standard output. Works on the database.
     """
-    from orchestrator_cli import replaying
+    from orchestrator_cli.exporting import export_to
+    from orchestrator_cli.files import STANDARD
 
-    told = replaying.export(file, chosen_range(symbols, **bounds))
+    told = export_to(file, chosen_range(symbols, **bounds))
     if told["unfinished"]:
         click.echo(f"{told['unfinished']} runs have not ended and are left out", err=True)
     if told["dropped"]:
         click.echo(f"{told['dropped']} older runs are left out: retention has dropped records of them", err=True)
-    show(told, facts(told), err=file == replaying.STANDARD)
+    show(told, facts(told), err=file == STANDARD)
 
 
 @contextlib.contextmanager
@@ -106,16 +107,17 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
 
     Exit code 5 says that the events are not those that were published.
     """
-    from orchestrator_cli import replaying
+    from orchestrator_cli.files import STANDARD
+    from orchestrator_cli.replaying import replay_file
 
     bounds = {name: given.pop(name) for name in BOUNDS}
     if file and (symbols or any(bounds.values())):
         raise WrongUsage("an export is replayed whole: choose runs when it is made, or leave FILE away")
-    is_taken = out == replaying.STANDARD
+    is_taken = out == STANDARD
     if is_taken and as_json():
         raise WrongUsage("--out - and --json both write to stdout: give --out a file, or leave --json away")
     with option_named(given["module"]):
-        told = replaying.replay_file(file, out, chosen_range(symbols, **bounds), **given)
+        told = replay_file(file, out, chosen_range(symbols, **bounds), **given)
     shown = {**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told
     show(told, flat(shown), err=is_taken)
     if divergence := told.get("divergence"):
