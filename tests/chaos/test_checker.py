@@ -34,27 +34,23 @@ def told(seq: int, topic: str, step: tuple[str | None, str], at: float, request:
     }
 
 
+TICKET: Row = {
+    "id": ID,
+    "command": "drive",
+    "target": "r1",
+    "state": "completed",
+    "revision": 4,
+    "execution": 1,
+    "timeout_seconds": 30,
+    "metadata": {"key": "k"},
+    "expires_at": 302.0,
+}
+LEASE: Row = {"job_id": 7, "subject_kind": "ticket", "subject_id": ID, "lane": "robot:r1", "fence": 11}
+MOTION: Row = {"target": "r1", "fence": 11, "ticket_id": ID, "end_reason": "elapsed"}
+
+
 def sound() -> Evidence:
     """One drive: created under a key, executed, moved, completed; an e-stop afterwards; a schedule; a reader."""
-    ledger = [
-        told(1, "ticket_created", (None, "pending"), 1.0, "c.1"),
-        told(2, "ticket_queued", ("pending", "queued"), 2.0, "c.2"),
-        told(3, "execution_started", ("queued", "executing"), 3.0, "c.2"),
-        told(4, "execution_completed", ("executing", "completed"), 5.0, "c.2", result={"x": 1}),
-    ]
-    lease = {"job_id": 7, "subject_kind": "ticket", "subject_id": ID, "lane": "robot:r1", "fence": 11}
-    ticket = {
-        "id": ID,
-        "command": "drive",
-        "target": "r1",
-        "state": "completed",
-        "revision": 4,
-        "execution": 1,
-        "timeout_seconds": 30,
-        "metadata": {"key": "k"},
-        "expires_at": 302.0,
-    }
-    motion = {"target": "r1", "fence": 11, "ticket_id": ID, "end_reason": "elapsed"}
     return Evidence(
         calls=[
             Call("c", "create", "c.1", {}, 0.5, "k", 1.1, 201, {"id": ID}),
@@ -64,10 +60,15 @@ def sound() -> Evidence:
             Call("c", "resume", "c.5", {"name": "tallies"}, 9.0, None, 9.5, 200, {}),
         ],
         readers=[Heard("reader", events=[{"seq": seq} for seq in (1, 2, 3, 4)])],
-        ledger=ledger,
-        tickets=[ticket],
-        motions=[{**motion, "began_at": 3.5, "until": 4.5, "ended_at": 4.5}],
-        leases=[{**lease, "n": 1, "act": "taken", "at": 3.0}, {**lease, "n": 2, "act": "ended", "at": 5.0}],
+        ledger=[
+            told(1, "ticket_created", (None, "pending"), 1.0, "c.1"),
+            told(2, "ticket_queued", ("pending", "queued"), 2.0, "c.2"),
+            told(3, "execution_started", ("queued", "executing"), 3.0, "c.2"),
+            told(4, "execution_completed", ("executing", "completed"), 5.0, "c.2", result={"x": 1}),
+        ],
+        tickets=[copy.deepcopy(TICKET)],
+        motions=[{**MOTION, "began_at": 3.5, "until": 4.5, "ended_at": 4.5}],
+        leases=[{**LEASE, "n": 1, "act": "taken", "at": 3.0}, {**LEASE, "n": 2, "act": "ended", "at": 5.0}],
         fires=[{"name": "tallies", "number": n, "due": f"due {n}", "paused": False, "at": float(n)} for n in (5, 6)],
         latches=[
             {"scope": "all", "correlation_id": "c.3", "released": False, "at": 6.1},

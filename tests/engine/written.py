@@ -66,36 +66,20 @@ class Day:
 
     def run(self, symbol: str, timestamp_ms: int, start: int, end: int, times_out: bool) -> None:
         cut = [(n, e) for n, e in enumerate(self.records, start=1) if start <= n <= end and e["symbol"] == symbol]
-        counts = {kind: sum(e["event_type"] == kind for _, e in cut) for kind in {e["event_type"] for _, e in cut}}
         chosen = [
             (n, e)
             for n, e in cut
             if e["event_type"] == "SnapshotInputs" and e["normalized"]["timestamp_ms"] == timestamp_ms
         ]
         number = len(self.runs) + 1
-        run_id = hashlib.sha256(f"{symbol}|{timestamp_ms}|{end}|{self.mode}".encode()).hexdigest()
-        base = {
-            "schema": "orchestrator_event",
-            "schema_version": "1",
-            "run_id": run_id,
-            "symbol": symbol,
-            "engine_timestamp_ms": timestamp_ms,
-            "cut_start_ingest_seq": start,
-            "cut_end_ingest_seq": end,
-            "cut_kind": "boundary",
-            "engine_mode": self.mode,
-            "counts_by_event_type": counts,
-        }
         attempts = 1 + number % 3
+        plan = self.planned(symbol, timestamp_ms, start, end, [e["event_type"] for _, e in cut])
         kind, detail, told = self.outcome(symbol, timestamp_ms, chosen, times_out)
-        ends = [{"event_type": name, "attempt": attempts, "payload": payload} for name, payload in told]
-        started = {"event_type": "EngineRunStarted", "attempt": 1, "payload": None}
-        self.outputs[run_id] = [{**base, **each, "published_ts_ms": number} for each in (started, *ends)]
+        self.tell(plan, number, attempts, told)
         self.ends[symbol] = end
-        shared = {name: value for name, value in base.items() if not name.startswith("schema")}
         self.runs.append(
             {
-                **shared,
+                **plan,
                 "number": number,
                 "planned_ts_ms": timestamp_ms + 5,
                 "started_ts_ms": number,
@@ -108,6 +92,26 @@ class Day:
                 "config_version": 1,
             }
         )
+
+    def planned(self, symbol: str, timestamp_ms: int, start: int, end: int, came: list[str]) -> dict[str, Any]:
+        """What a run's record and each of its outputs say alike."""
+        return {
+            "run_id": hashlib.sha256(f"{symbol}|{timestamp_ms}|{end}|{self.mode}".encode()).hexdigest(),
+            "symbol": symbol,
+            "engine_timestamp_ms": timestamp_ms,
+            "cut_start_ingest_seq": start,
+            "cut_end_ingest_seq": end,
+            "cut_kind": "boundary",
+            "engine_mode": self.mode,
+            "counts_by_event_type": {event_type: came.count(event_type) for event_type in set(came)},
+        }
+
+    def tell(self, plan: Mapping[str, Any], number: int, attempts: int, told: list[Any]) -> None:
+        """The run's outputs: that it started, with its first attempt, and what came of it, with its last."""
+        base = {"schema": "orchestrator_event", "schema_version": "1", **plan}
+        started = {"event_type": "EngineRunStarted", "attempt": 1, "payload": None}
+        ends = [{"event_type": name, "attempt": attempts, "payload": payload} for name, payload in told]
+        self.outputs[plan["run_id"]] = [{**base, **each, "published_ts_ms": number} for each in (started, *ends)]
 
     def outcome(self, symbol: str, timestamp_ms: int, chosen: list[Any], times_out: bool) -> tuple[Any, Any, list[Any]]:
         if not chosen:
