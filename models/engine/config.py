@@ -37,6 +37,7 @@ TRUTH, HYSTERESIS = "truth", "hysteresis"
 
 LONGEST_MS = 366 * 86_400_000
 LONGEST_TIMEOUT_MS = 3_600_000
+LAST_EPOCH = 1_000_000
 MOST_ATTEMPTS = 1000
 REFUSED = ":refused"  # after the subscription's stream: where entries go that are no events
 
@@ -76,7 +77,10 @@ class Scheduler(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(Section):
-    """How the engine is called. `hysteresis` is its own configuration, as the engine knows it."""
+    """How the engine is called. `hysteresis` is its own configuration, as the engine knows it.
+
+    A run is given the newest state that a run of its symbol left under the same `state_epoch`.
+    """
 
     engine_mode: str = key(one_of(TRUTH, HYSTERESIS))
     alignment_ms: int = key(whole(1, LONGEST_MS), default=180_000)
@@ -84,6 +88,12 @@ class Engine(Section):
     memory_mb: int = key(whole(16, 1_048_576), default=512)
     hysteresis: dict[str, Any] | None = key(scalars, default=None)
     hysteresis_state_path: str | None = key(short_text, default=None)
+    state_epoch: int = key(whole(0, LAST_EPOCH), default=0)
+
+    def body(self) -> dict[str, Any]:
+        """Without the first epoch: configurations that were accepted before there were any keep their digests."""
+        whole_body = super().body()
+        return whole_body if self.state_epoch else {n: v for n, v in whole_body.items() if n != "state_epoch"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ _CHOSEN = text(
                 WHERE symbol = s.symbol AND number BETWEEN :since AND :upto AND NOT state = ANY(:ended)) u
          WHERE s.symbol = ANY(coalesce(:symbols, ARRAY[s.symbol])))
     SELECT w.symbol, a.number AS first_number, a.cut_start_ingest_seq AS start,
-           b.number AS last_number, b.cut_end_ingest_seq AS end, t.state,
+           b.number AS last_number, b.cut_end_ingest_seq AS end,
            (SELECT count(*) FROM engine_runs
              WHERE symbol = w.symbol AND number BETWEEN a.number AND b.number) AS runs,
            (SELECT count(*) FROM engine_runs
@@ -56,13 +56,22 @@ _CHOSEN = text(
            SELECT number, cut_end_ingest_seq FROM engine_runs
             WHERE symbol = w.symbol AND number >= a.number AND number < w.unfinished
             ORDER BY number DESC LIMIT 1) b ON true
-      LEFT JOIN LATERAL (
-           SELECT state FROM engine_states
-            WHERE symbol = w.symbol AND number < a.number
-            ORDER BY number DESC LIMIT 1) t ON true
      ORDER BY w.symbol
     """
 ).bindparams(bindparam("symbols", type_=ARRAY(Text)), bindparam("ended", sorted(ENDED), type_=ARRAY(Text)))
+
+_STATES = text(
+    """
+    WITH epochs AS (SELECT DISTINCT coalesce((body #>> '{engine,state_epoch}')::int, 0) AS epoch FROM engine_configs)
+    SELECT epoch, s.state
+      FROM epochs
+     CROSS JOIN LATERAL (
+           SELECT state FROM engine_states
+            WHERE symbol = :symbol AND state_epoch = epoch AND number < :number
+            ORDER BY number DESC LIMIT 1) s
+     ORDER BY epoch
+    """
+)
 
 _RECORDS = text(
     """
@@ -154,9 +163,7 @@ def export_lines(connection: Connection, plan: Plan) -> Iterator[bytes]:
     cuts = {symbol: [chosen.start, chosen.end] for symbol, chosen in plan.symbols.items()}
     yield writer.line("header", {"format": FORMAT, "first_ingest_seq": plan.first_seq, "symbols": cuts})
     yield from config_lines(connection, writer)
-    for symbol, chosen in plan.symbols.items():
-        if chosen.state is not None:
-            yield writer.line("state", {"symbol": symbol}, state=chosen.state)
+    yield from state_lines(connection, writer, plan)
     if plan.symbols:
         yield from run_lines(connection, writer, plan)
     yield writer.end(unfinished=plan.unfinished, dropped=plan.dropped)
@@ -167,6 +174,13 @@ def config_lines(connection: Connection, writer: Writer) -> Iterator[bytes]:
     query = select(configs.version, configs.digest, configs.body).order_by(configs.version)
     for version, digest, body in connection.execute(query):
         yield writer.line("config", {"version": version, "digest": digest, "body": body})
+
+
+def state_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[bytes]:
+    """The states before each symbol's first run: the newest of each epoch, any of which a later run may go on from."""
+    for symbol, chosen in plan.symbols.items():
+        for epoch, state in connection.execute(_STATES, {"symbol": symbol, "number": chosen.first_number}):
+            yield writer.line("state", {"symbol": symbol, "state_epoch": epoch}, state=state)
 
 
 def run_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
     header   format, first_ingest_seq, symbols: {symbol: [start of its first cut, end of its last]}
     config   version, digest, body                      every accepted version, so that runs can name theirs
-    state    symbol, run_id, number, engine_timestamp_ms, state    of hysteresis, before the symbol's first run
+    state    symbol, state_epoch, state                 of hysteresis: the newest of each epoch, before its first run
     record   ingest_seq, ingest_ts_ms, event (the text as it was received)
     run      every field of the run's record, after all records of its cut
     output   event, right after its run

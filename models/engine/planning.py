@@ -136,6 +136,7 @@ def runs_of_tick(
         "cut_kind": config.scheduler.mode,
         "cut_end_ingest_seq": end,
         "planned_ts_ms": tick_ms,
+        "state_epoch": config.engine.state_epoch,
         "max_attempts": len(retry_delays(config.engine_retry)),
         "timeout_seconds": -(-config.engine.timeout_ms // 1000) + BOOKKEEPING_SECONDS,
     }

@@ -85,9 +85,10 @@ def live_runs() -> Select[Any]:
     return select(engine_runs.c.id).where(engine_runs.c.state.in_(LIVE))
 
 
-def find_state(connection: Connection, symbol: str, number: int) -> str | None:
-    """The hysteresis state that a symbol's run of this number begins with; None when there was none before."""
-    mine = engine_states.c.symbol == symbol, engine_states.c.number < number
+def find_state(connection: Connection, symbol: str, number: int, epoch: int = 0) -> str | None:
+    """The hysteresis state that a symbol's run of this number begins with; None when its epoch had none before."""
+    states = engine_states.c
+    mine = states.symbol == symbol, states.state_epoch == epoch, states.number < number
     found = select(engine_states.c.state).where(*mine).order_by(engine_states.c.number.desc()).limit(1)
     return connection.scalar(found)
 

@@ -1,6 +1,6 @@
 """Replay: the events of an export's runs, made again from its records by the same engine.
 
-One pass over the lines. In memory are, of each symbol, its state and the records of the cut that is open. Nothing
+One pass over the lines. In memory are, of each symbol, its states and the records of the cut that is open. Nothing
 is read from elsewhere: no database, no clock, no chance.
 
 The run's record says what cannot be computed: which cut was planned, and how many attempts it took. A run that timed
@@ -63,11 +63,11 @@ class Replayed:
 
 @dataclass(slots=True)
 class Open:
-    """A symbol's open cut: what has come for it since its last one, and its state."""
+    """A symbol's open cut: what has come for it since its last one, and its state of each epoch."""
 
     start: int
     last: int
-    state: Any = None
+    states: dict[int, Any] = field(default_factory=dict)
     seqs: list[int] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     snapshots: list[tuple[int, Any, str]] = field(default_factory=list)
@@ -152,7 +152,8 @@ class Replay:
         self.configs[line.body["version"]] = line.body["body"]
 
     def take_state(self, line: Line) -> None:
-        self.opened(line).state = line.body["state"]
+        """The newest before the beginning; exports from before there were epochs name none."""
+        self.opened(line).states[epoch_of(line.body, line.number)] = line.body["state"]
 
     def opened(self, line: Line) -> Open:
         try:
@@ -207,7 +208,8 @@ class Replay:
         answered = outcome["ok"]
         if run["engine_mode"] == HYSTERESIS:
             if answered["state"] is not None:  # none is no news: the state before stays the last one stored
-                opened.state = orjson.loads(canonical(answered["state"]))
+                epoch = epoch_of(self.limits_of(run, number), number)
+                opened.states[epoch] = orjson.loads(canonical(answered["state"]))
             made.append(events.decision_event(run, answered["hysteresis_decision"]))
         return [*made, events.completed_event(run, answered["regime_output"])]
 
@@ -226,7 +228,8 @@ class Replay:
         limits = self.limits_of(run, number)
         request = {"mode": run["engine_mode"], "input": given, "limits": limits}
         if run["engine_mode"] == HYSTERESIS:
-            request |= {"state": opened.state, "config": limits.get("hysteresis")}
+            state = opened.states.get(epoch_of(limits, number))
+            request |= {"state": state, "config": limits.get("hysteresis")}
         return (self.engine if run["status"] == COMPLETED else self.guarded)(request)
 
     def limits_of(self, run: Mapping[str, Any], number: int) -> Mapping[str, Any]:
@@ -235,6 +238,14 @@ class Replay:
         if not isinstance(limits, Mapping):
             raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export")
         return limits
+
+
+def epoch_of(said: Mapping[str, Any], number: int) -> int:
+    """The epoch that a state, or a configuration's engine, says it is of; what was written before there were any: 0."""
+    epoch = said.get("state_epoch", 0)
+    if type(epoch) is not int:
+        raise BrokenExport(number, f"state_epoch is {epoch!r:.50}, no whole number")
+    return epoch
 
 
 def text_of(event: Mapping[str, Any]) -> str:

@@ -171,6 +171,9 @@ engine_runs = Table(
     Column("error_kind", Text),
     Column("error_detail", Text),
     Column("config_version", Integer, ForeignKey("engine_configs.version"), nullable=False),
+    Column("state_epoch", Integer, nullable=False, server_default=text("0"), comment="its configuration's"),
+    Column("engine_module", Text, comment="that answered or failed last; null: none was called"),
+    Column("engine_version", Text, comment="its __version__"),
     Column("tenant", Text, nullable=False, server_default="default"),
     Column("state", Text, nullable=False),
     Column("revision", Integer, nullable=False, server_default=text("1")),
@@ -208,7 +211,8 @@ engine_states = Table(
     Column("symbol", Text, nullable=False),
     Column("engine_timestamp_ms", BigInteger, nullable=False),
     Column("state", Text, nullable=False, comment="canonical JSON of the symbol's hysteresis state after the run"),
-    Index("engine_states_symbol_ix", "symbol", text("number DESC")),
+    Column("state_epoch", Integer, nullable=False, server_default=text("0"), comment="the run's: others go by it"),
+    Index("engine_states_epoch_ix", "symbol", "state_epoch", text("number DESC")),
 )
 
 engine_outputs = Table(
@@ -234,6 +238,20 @@ engine_publications = Table(
     Column("latency_ms", Double, nullable=False, server_default=text("0"), comment="of all of them, summed"),
     Column("last_error", Text, comment="null: the last attempt succeeded"),
     postgresql_with={"fillfactor": 50},
+)
+
+engine_workers = Table(
+    "engine_workers",
+    metadata,
+    Column("id", Text, primary_key=True, comment="the process, as in processes"),
+    Column("engine_module", Text, nullable=False),
+    Column("engine_version", Text, comment="its __version__"),
+    Column(
+        "options",
+        JSONB(none_as_null=True),
+        comment="what it takes as engine.hysteresis: by name whether it is required; null: anything",
+    ),
+    Column("announced_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
 )
 
 engine_marks = Table(

@@ -131,6 +131,7 @@ PLAN = Birth(
         "max_attempts": Integer,
         "timeout_seconds": Integer,
         "config_version": Integer,
+        "state_epoch": Integer,
         "correlation_id": Text,
     },
     owes=run_job,
@@ -180,6 +181,7 @@ def kept_state(moved: Any) -> Any:
         "symbol": moved.c.symbol,
         "engine_timestamp_ms": moved.c.engine_timestamp_ms,
         "state": moved.c.given_state,
+        "state_epoch": moved.c.state_epoch,
     }
     source = select(*(value.label(name) for name, value in columns.items())).where(moved.c.given_state.is_not(None))
     return insert(engine_states).from_select(list(columns), source).returning(engine_states.c.run_id)

@@ -134,7 +134,7 @@ def look(attempt: Attempt) -> Given:
         cut = run["cut_start_ingest_seq"], run["cut_end_ingest_seq"]
         snapshot = find_snapshot(connection, run["symbol"], run["engine_timestamp_ms"], *cut)
         restored = run["engine_mode"] == HYSTERESIS and snapshot is not None
-        state = find_state(connection, run["symbol"], run["number"]) if restored else None
+        state = find_state(connection, run["symbol"], run["number"], run["state_epoch"]) if restored else None
     return Given(config, snapshot, state)
 
 

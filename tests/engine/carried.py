@@ -38,7 +38,7 @@ def carry_out_one(attempt: Attempt, engine: Call) -> None:
     with statement() as connection:
         cut = run["cut_start_ingest_seq"], run["cut_end_ingest_seq"]
         found = find_snapshot(connection, run["symbol"], run["engine_timestamp_ms"], *cut)
-        state = find_state(connection, run["symbol"], run["number"])
+        state = find_state(connection, run["symbol"], run["number"], run["state_epoch"])
     if found is None:
         desk.fail(attempt, "missing_snapshot_inputs", "missing SnapshotInputs")
         return

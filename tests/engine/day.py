@@ -161,7 +161,7 @@ def answered(attempt: Attempt, found: tuple[int, str] | None, engine: Call) -> t
     request = {"mode": run["engine_mode"], "input": engine_input(found[1], run["engine_timestamp_ms"])}
     if run["engine_mode"] == "hysteresis":
         with statement() as connection:
-            request |= hysteresis_of(run, find_state(connection, run["symbol"], run["number"]))
+            request |= hysteresis_of(run, find_state(connection, run["symbol"], run["number"], run["state_epoch"]))
     return found[0], moody(engine, attempt.number)(request)
 
 

@@ -180,7 +180,7 @@ class Room:
 
     # what a worker does
 
-    def find_state(self, symbol: str, number: int) -> str | None:
+    def find_state(self, symbol: str, number: int, _epoch: int) -> str | None:
         mine = [(n, state) for n, of, state in self.states if of == symbol and n < number]
         return max(mine)[1] if mine else None
 
@@ -318,7 +318,7 @@ def furnished(present: Callable[[], Room]) -> Iterator[None]:
             patch.setattr(tasks, name, asked_of_room(name))
         patch.setattr(tasks.control, "get_version", lambda room, _version: room.config)
         patch.setattr(tasks.log, "disabled", True)
-        patch.setattr(tasks.hints, "ended", lambda _run: None)
+        patch.setattr(tasks.hints, "ended", lambda _run, **_: None)
         for name in OPERATIONS:
             patch.setattr(operations, name, asked_of_room(name))
         patch.setattr(operations, "keep_evidence", lambda *_: None)

@@ -242,7 +242,7 @@ class LeavesTimeOpen(Room):
 class KeepsWhatWasTried(Room):
     """An attempt begins with the state that the one before it left in memory."""
 
-    def find_state(self, symbol: str, _number: int) -> str | None:
+    def find_state(self, symbol: str, _number: int, _epoch: int) -> str | None:
         return self.tried.get(symbol)
 
 
