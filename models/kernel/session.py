@@ -34,6 +34,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from models.kernel.errors import Conflict, Unavailable
 from models.kernel.settings import Settings, settings
 
+BY_INDEX = "-c enable_seqscan=off"
+"""A statement is planned once a connection, perhaps while its table holds ten rows; later there are a million.
+
+Reading such a table from end to end looks cheap to the planner then, and for as long as nothing is analysed.
+"""
 LOCK_NOT_AVAILABLE = "55P03"
 UNDEFINED_TABLE = "42P01"
 READ_ONLY = "25006"  # what a primary becomes when another has taken its place
@@ -43,7 +48,7 @@ def to_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def connect_options(chosen: Settings) -> dict[str, Any]:
+def connect_options(chosen: Settings, planner: str) -> dict[str, Any]:
     """libpq options: every wait on the server has a deadline, a dead network is noticed in 10 s."""
     limits = {
         "lock_timeout": int(chosen.lock_timeout * 1000),
@@ -51,7 +56,8 @@ def connect_options(chosen: Settings) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": int(chosen.statement_timeout * 1000),
     }
     return {
-        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()) + " -c timezone=UTC -c jit=off",
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items())
+        + f" -c timezone=UTC -c jit=off {planner}",
         "connect_timeout": 5,
         "application_name": "orchestrator",
         "keepalives_idle": 5,
@@ -72,14 +78,14 @@ def refuse_dead(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError("the server closed this connection")
 
 
-def make_engine(connections: int, **options: Any) -> Engine:
+def make_engine(connections: int, planner: str = "", **options: Any) -> Engine:
     chosen = settings()
     made = create_engine(
         chosen.database_url,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=chosen.lock_timeout,
-        connect_args=connect_options(chosen),
+        connect_args=connect_options(chosen, planner),
         json_serializer=to_json,
         json_deserializer=orjson.loads,
         hide_parameters=True,  # an error is logged with its statement, never with the values of a request
@@ -101,7 +107,7 @@ def single_statements() -> Engine:
 
     It has connections of its own: switching one between the two modes costs more than a statement's own work.
     """
-    return make_engine(settings().database_pool, isolation_level="AUTOCOMMIT")
+    return make_engine(settings().database_pool, isolation_level="AUTOCOMMIT", planner=BY_INDEX)
 
 
 RESERVED_CONNECTIONS = 4
@@ -115,7 +121,7 @@ def reserved_engine() -> Engine:
 
 @functools.cache
 def reserved_single_statements() -> Engine:
-    return make_engine(RESERVED_CONNECTIONS, isolation_level="AUTOCOMMIT")
+    return make_engine(RESERVED_CONNECTIONS, isolation_level="AUTOCOMMIT", planner=BY_INDEX)
 
 
 def use_reserved_connections() -> None:

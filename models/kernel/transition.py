@@ -247,21 +247,24 @@ class Transition(Act):
         query = select(table.c.id, table.c.state.label("from_state"))
         if self.job in job_parts.BY_JOB:
             held = job_parts.held(self.subject.kind, given, self.job)
-            query = query.add_columns(held.c.job_id).where(table.c.id == held.c.subject_id)
+            query = query.add_columns(held.c.job_id).where(
+                job_parts.among(table.c.id, held.c.subject_id), table.c.id == held.c.subject_id
+            )
         else:
             revision = func.coalesce(given.c.revision, table.c.revision)
-            query = query.where(table.c.id == given.c.id, table.c.revision == revision)
+            query = query.where(job_parts.among(table.c.id, given.c.id), table.c.id == given.c.id)
+            query = query.where(table.c.revision == revision)
         if self.job is Job.END_ANY:
             # Reading the count makes Postgres lock the jobs before the subjects. A subject that changed while this
             # waited for its lock may owe a job that this statement cannot see: it stays, and the caller looks again.
             held = job_parts.held_by_subject(self.subject.kind, given)
-            seen = select(table.c.id, table.c.revision).where(table.c.id == given.c.id).cte("seen")
+            seen = select(table.c.id, table.c.revision).where(job_parts.among(table.c.id, given.c.id)).cte("seen")
             seen = seen.prefix_with("MATERIALIZED")
             query = query.where(table.c.id == seen.c.id, table.c.revision == seen.c.revision)
             query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
         sources = bindparam("sources", sorted(self.sources), type_=job_parts.TEXTS)
         return (
-            query.where(table.c.state == func.any(sources), self.guard(table.c))
+            query.where((table.c.state == func.any(sources)).is_(True), self.guard(table.c))
             .order_by(table.c.id)
             .with_for_update(of=table)
             .cte("picked")
