@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator_cli.units import label, readable
+
 WIDEST_CELL = 60
 AS_JSON = "orchestrator.json"
 
@@ -54,18 +56,19 @@ def table(
     limit: int | None = WIDEST_CELL,
 ) -> list[str]:
     """Aligned lines under a header, cells cut at `limit`; one line that says so when there are no rows."""
-    cells = [[text(row.get(name), limit) for name in columns] for row in rows]
+    cells = [[text(readable(name, row.get(name)), limit) for name in columns] for row in rows]
     if not cells:
         return [nothing]
-    cells.insert(0, [name.replace("_", " ").upper() for name in columns])
+    cells.insert(0, [label(name).upper() for name in columns])
     widths = [max(width(row[index]) for row in cells) for index in range(len(columns))]
     return ["  ".join(pad(cell, size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def facts(values: Mapping[str, Any]) -> list[str]:
     """One thing's facts, a line each."""
-    size = max(map(len, values), default=0)
-    return [f"{name.replace('_', ' '):<{size}}  {text(value, limit=None)}" for name, value in values.items()]
+    told = [(label(name), text(readable(name, value), limit=None)) for name, value in values.items()]
+    size = max((len(name) for name, _ in told), default=0)
+    return [f"{name:<{size}}  {value}" for name, value in told]
 
 
 def flat(values: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ import click
 from orchestrator_cli.output import as_json, table, text
 from orchestrator_cli.service import Service
 from orchestrator_cli.stream import Stream
+from orchestrator_cli.units import readable
 
 PATH = "/tickets/events"
 RUN_ID_LENGTH = 64
@@ -62,7 +63,7 @@ def print_outputs(service: Service, filters: dict[str, str], count: int | None) 
 
 
 def line_of_output(event: dict[str, Any]) -> str:
-    return "  ".join(text(part, RUN_ID_LENGTH) for part in output_row(event).values())
+    return "  ".join(text(readable(name, part), RUN_ID_LENGTH) for name, part in output_row(event).items())
 
 
 def output_row(event: Mapping[str, Any]) -> dict[str, Any]:

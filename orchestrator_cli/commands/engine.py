@@ -13,13 +13,16 @@ from urllib.parse import quote
 import click
 
 from models.kernel.errors import InvalidSettings
-from orchestrator_cli.commands.engine_replay import export, replay
+from orchestrator_cli.commands.engine_replay import Moment, export, replay
 from orchestrator_cli.errors import WrongUsage
-from orchestrator_cli.output import facts, flat, printing, show, table
+from orchestrator_cli.output import as_json, facts, flat, printing, show, table
 from orchestrator_cli.service import Service, asking
+from orchestrator_cli.stalls import find_stalls
 from orchestrator_cli.watching import RUN_ID_LENGTH, output_row, print_outputs
 
 KEYS = "docs/engine.md#configuration lists the keys of the file"
+MODES = ("truth", "hysteresis")
+EVENT_TYPES = ("EngineRunStarted", "EngineRunCompleted", "EngineRunFailed", "HysteresisDecisionPublished")
 STATUSES = ("planned", "started", "waiting", "completed", "failed")
 RUNS = ("number", "symbol", "engine_timestamp_ms", "status", "attempts", "cut", "error_kind", "run_id")
 OUTPUTS = ("symbol", "engine_timestamp_ms", "event_type", "attempt", "says", "run_id")
@@ -37,9 +40,10 @@ def engine() -> None:
 @engine.command()
 @asking
 def status(service: Service) -> None:
-    """How it does: its state, what is paused and why, buffer, cadence, runs, publishing."""
+    """How it does: its state, what is paused and why, buffer, cadence, runs, publishing, and what stands still."""
     answer = service.get("/engine/status")
-    show(answer, flat(answer))
+    stalls = [] if as_json() else find_stalls(service, answer)
+    show(answer, [*flat(answer), *(["", *stalls, "`orchestrator doctor` says more"] if stalls else [])])
 
 
 def act(service: Service, verb: str) -> None:
@@ -139,12 +143,15 @@ def read_toml(name: str) -> dict[str, Any]:
 @engine.command()
 @click.option("--symbol")
 @click.option("--status", type=click.Choice(STATUSES))
+@click.option("--mode", type=click.Choice(MODES))
+@click.option("--from", "since", type=Moment(), help="Only runs of this engine timestamp or a later one.")
+@click.option("--to", "upto", type=Moment(), help="Only runs of this engine timestamp or an earlier one.")
 @click.option("--limit", type=int, default=20, show_default=True)
 @click.option("--cursor", help="The next page, as the page before names it.")
 @asking
-def runs(service: Service, **wanted: Any) -> None:
+def runs(service: Service, *, since: int | None, upto: int | None, **wanted: Any) -> None:
     """Runs, the one planned last first."""
-    page = service.get("/engine/runs", **wanted)
+    page = service.get("/engine/runs", **wanted, **{"from": since, "to": upto})
     rows = [{**run, "cut": f"{run['cut_start_ingest_seq']}-{run['cut_end_ingest_seq']}"} for run in page["runs"]]
     total = f"{len(rows)} of {page['total']}{' or more' if page['total_is_estimate'] else ''}"
     more = f"; the next page: --cursor {page['next_cursor']}" if page["next_cursor"] else ""
@@ -164,6 +171,8 @@ def run(service: Service, run_id: str) -> None:
 
 @engine.command()
 @click.option("--symbol")
+@click.option("--event-type", type=click.Choice(EVENT_TYPES))
+@click.option("--run-id", help="Only what came of this run.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, from now on or --after; Ctrl-C ends it.")
 @click.option("--after", metavar="CURSOR", help="Begin behind this one; without it with the oldest kept.")
 @click.option("--limit", type=int, default=20, show_default=True)

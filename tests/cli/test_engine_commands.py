@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator_cli.units import since_epoch
 from tests.cli.test_service_commands import asked, assert_refused, run
 from tests.engine.market import event, lines_of, snapshot
 from tests.service.running import Running
@@ -77,6 +80,20 @@ def test_a_run_is_listed_and_shown_with_its_outputs(service: Running, run_id: st
     assert_refused(run(service, "engine", "run", "0" * 64), 3, "next: `orchestrator engine runs`")
 
 
+def test_runs_and_outputs_are_chosen_by_what_they_are(service: Running, run_id: str) -> None:
+    found = engine(service, "run", run_id)
+    at = since_epoch(found["engine_timestamp_ms"])
+    listed = engine(service, "runs", "--mode", "truth", "--from", at, "--to", str(found["engine_timestamp_ms"]))
+    assert [each["run_id"] for each in listed["runs"]] == [run_id]
+    assert engine(service, "runs", "--mode", "hysteresis")["runs"] == []
+    assert engine(service, "runs", "--to", str(found["engine_timestamp_ms"] - 1), "--from", at)["runs"] == []
+    assert at in run(service, "engine", "runs", "--from", at, "--to", at).stdout
+    of_one = ("outputs", "--run-id", run_id, "--event-type", "EngineRunCompleted")
+    assert engine(service, *of_one)["events"] == found["outputs"][1:]
+    words = ("engine", *of_one, "--follow", "--after", "earliest", "--count", "1", "--json")
+    assert json.loads(run(service, *words).stdout) == found["outputs"][1]
+
+
 @pytest.mark.usefixtures("run_id")
 def test_outputs_are_read_page_by_page_and_followed(service: Running) -> None:
     page = engine(service, "outputs", "--symbol", "BTC-USD", "--limit", "1")
@@ -131,7 +148,27 @@ def test_the_engine_is_drained_stopped_reset_and_started(service: Running) -> No
         assert engine(service, verb)["state"] == state
     lines = run(service, "engine", "status").stdout
     assert "buffer depth" in lines
-    assert "scheduler lag ms" in lines
+    assert "scheduler lag" in lines
+
+
+@pytest.mark.usefixtures("run_id")
+def test_the_status_tells_a_dead_subscription_and_a_dead_planner_from_a_running_engine(service: Running) -> None:
+    def status() -> str:
+        return run(service, "engine", "status").stdout
+
+    eventually(lambda: next_tick(service), within=30, what="the engine's cadence has begun")
+    assert "doctor" not in status()
+    relay = service.pid_of("relay")
+    asked(service, "schedules", "pause", "engine")
+    os.kill(relay, signal.SIGSTOP)
+    try:
+        eventually(lambda: "relay is missing" in status(), within=30, what="the subscription is told to be dead")
+        eventually(lambda: "overdue" in status(), within=30, what="the planner is told to be dead")
+        assert engine(service, "status")["state"] == "running"
+    finally:
+        os.kill(relay, signal.SIGCONT)
+        asked(service, "schedules", "resume", "engine")
+    eventually(lambda: "doctor" not in status(), within=30, what="both are back")
 
 
 @pytest.mark.usefixtures("run_id")
