@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,16 +23,25 @@ from orchestrator_cli.commands.engine import engine
 from orchestrator_cli.commands.estop import estop
 from orchestrator_cli.commands.schedules import schedules
 from orchestrator_cli.commands.tickets import tickets
-from orchestrator_cli.errors import CANNOT, EXIT_CODES, INTERRUPTED, WRONG_USAGE, CommandFailed
+from orchestrator_cli.errors import CANNOT, EXIT_CODES, INTERRUPTED, WRONG_USAGE, CommandFailed, WrongUsage
 from orchestrator_cli.output import AS_JSON, printing, show, table
 
 
 class PlainErrors(click.Group):
     """Whatever stops a command is said on stderr in a line or two, never by a traceback."""
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[AS_JSON] = "--json" in args  # before they are understood, which may fail
+        try:
+            with in_plain_words():
+                return super().parse_args(context, args)
+        except WrongUsage as error:
+            refuse(context, error, error.exit_code, error.next_step)
+
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with in_plain_words():
+                return super().invoke(context)
         except CommandFailed as error:
             refuse(context, error, error.exit_code, error.next_step, error.problem)
         except InvalidSettings as error:
@@ -49,6 +59,18 @@ class PlainErrors(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def in_plain_words() -> Iterator[None]:
+    """Words on the command line that click does not take are errors as any other. Raises WrongUsage."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # nothing was asked for: the help is shown
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "orchestrator"
+        raise WrongUsage(error.format_message(), next_step=f"`{path} --help` says what it takes") from None
 
 
 BY_ERRNO = {
@@ -87,7 +109,9 @@ def refuse(
     sys.exit(exit_code)
 
 
-@click.group(cls=PlainErrors, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "orchestrator", cls=PlainErrors, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def main() -> None:
     """Robot tickets, engine runs, training runs, inference tasks and a droplet mesh over one durable kernel.
 
