@@ -27,7 +27,7 @@ def readable(name: str, value: Any) -> Any:
         return since_epoch(value)
     if name.endswith("_ms"):
         return duration(value)
-    return duration(1000 * value) if name.endswith("_seconds") else value
+    return seconds(value) if name.endswith("_seconds") else value
 
 
 def utc(text: str) -> str:
@@ -50,6 +50,10 @@ def shown(at: datetime) -> str:
     """2026-11-21T12:00:00Z, with milliseconds where there are some."""
     at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
     return at.isoformat(timespec="milliseconds" if at.microsecond >= 1000 else "seconds").replace("+00:00", "Z")  # noqa: PLR2004
+
+
+def seconds(number: float) -> str:
+    return f"{number:g} s" if abs(number) < FEWEST else duration(1000 * number)
 
 
 def duration(ms: float) -> str:
