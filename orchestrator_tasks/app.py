@@ -43,10 +43,10 @@ def log_as_json(**_: Any) -> None:
 def worker_is_made(sender: Any, **_: Any) -> None:
     """A worker that cannot call the engine must not take its runs: each would fail for good."""
     if role_of(sender.hostname) == "cpu":
-        from orchestrator_tasks.engine.config import check_file_and_engine
+        from orchestrator_tasks.engine.announce import begin_worker
 
         try:
-            check_file_and_engine()
+            begin_worker("cpu")
         except OrchestratorError as error:
             raise SystemExit(error.message) from None
 

@@ -238,6 +238,8 @@ RECORD_NAMES = (
     "counts_by_event_type",
     "snapshot_ingest_seq",
     "config_version",
+    "engine_module",
+    "engine_version",
 )
 RECORD = tuple(engine_runs.c[RENAMED.get(name, name)].label(name) for name in RECORD_NAMES)
 """An EngineRunRecord, and what else belongs to it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
@@ -45,6 +45,20 @@ class Attempt:
         return {"job_id": self.job_id, "fence": self.fence}
 
 
+class EngineName(NamedTuple):
+    """Which engine was called in an attempt: its module, and its version if it has one. Of neither: none was."""
+
+    module: str | None = None
+    version: str | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        return {"engine_module": self.module, "engine_version": self.version}
+
+
+NO_ENGINE = EngineName()
+
+
 def take_run(connection: Connection, job_id: int, worker: str) -> Attempt | None:
     """Lease the job and start or resume the run; None when it is no longer to be had. Raises LaneBusy."""
     rows = transitions.TAKE(connection, [{"job_id": job_id}], actor=worker)
@@ -68,6 +82,7 @@ def settle_completed(
     *,
     snapshot_ingest_seq: int | None = None,
     elapsed_ms: float | None = None,
+    engine: EngineName = NO_ENGINE,
 ) -> Mapping[str, Any]:
     """Record what the engine answered: `regime_output`, and with hysteresis `hysteresis_decision` and `state`.
 
@@ -80,6 +95,7 @@ def settle_completed(
         "state": canonical(result["state"]) if result.get("state") is not None else None,
         "snapshot_ingest_seq": snapshot_ingest_seq,
         "elapsed_ms": elapsed_ms,
+        **engine.columns,
     }
     if "hysteresis_decision" in result:
         publish_decision(connection, attempt, result["hysteresis_decision"], worker)
@@ -95,14 +111,11 @@ def settle_failed(
     *,
     snapshot_ingest_seq: int | None = None,
     elapsed_ms: float | None = None,
+    engine: EngineName = NO_ENGINE,
 ) -> Mapping[str, Any]:
     """Record that the run has failed; the detail is kept as far as it is short. Raises LeaseLost."""
-    return settle_run(
-        connection,
-        attempt,
-        failure(error_kind, error_detail) | {"snapshot_ingest_seq": snapshot_ingest_seq, "elapsed_ms": elapsed_ms},
-        worker,
-    )
+    facts = {"snapshot_ingest_seq": snapshot_ingest_seq, "elapsed_ms": elapsed_ms, **engine.columns}
+    return settle_run(connection, attempt, failure(error_kind, error_detail) | facts, worker)
 
 
 def failure(error_kind: str, error_detail: str) -> dict[str, Any]:
@@ -182,6 +195,7 @@ def retry_run(
     *,
     delay_ms: int,
     elapsed_ms: float | None = None,
+    engine: EngineName = NO_ENGINE,
 ) -> Mapping[str, Any]:
     """Let the run wait for its next attempt; its lane waits with it. Raises LeaseLost."""
     row = {
@@ -190,6 +204,7 @@ def retry_run(
         "error_kind": error_kind,
         "error_detail": short(error_detail),
         "elapsed_ms": elapsed_ms,
+        **engine.columns,
     }
     rows = transitions.RETRY(connection, [row], actor=worker)
     if not rows:

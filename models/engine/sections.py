@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any
 
@@ -190,6 +190,10 @@ def read_sections(kind: type[Section], value: Any, path: str, wrong: list[str]) 
 
 
 def refuse_unknown(given: str, known: Mapping[str, Any], path: str) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path}{shown(given)}: is no key{hint}"
+    return f"{path}{shown(given)}: is no key{near(given, known)}"
+
+
+def near(given: str, known: Iterable[str]) -> str:
+    """A hint at the known name that was perhaps meant."""
+    found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""

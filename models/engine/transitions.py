@@ -187,6 +187,15 @@ def kept_state(moved: Any) -> Any:
     return insert(engine_states).from_select(list(columns), source).returning(engine_states.c.run_id)
 
 
+ENGINE_NAME = {"engine_module": Text, "engine_version": Text}
+
+
+def engine_name(run: Any, given: Any) -> dict[str, Any]:
+    """Which engine was called last. Where none was, since its workers were lost, it stays the one of the try before."""
+    called = given.engine_module.is_not(None)
+    return {name: case((called, given[name]), else_=run[name]) for name in ENGINE_NAME}
+
+
 SETTLE = Transition(
     subject=SUBJECT,
     sources=frozenset({STARTED}),
@@ -198,9 +207,11 @@ SETTLE = Transition(
         "error_kind": Text,
         "error_detail": Text,
         "elapsed_ms": Double,
+        **ENGINE_NAME,
     },
     set=lambda run, given: {
         "attempts": run.attempts + 1,
+        **engine_name(run, given),
         "completed_ts_ms": now_ms(),
         "snapshot_ingest_seq": given.snapshot_ingest_seq,
         "error_kind": given.error_kind,
@@ -222,8 +233,8 @@ RETRY = Transition(
     subject=SUBJECT,
     sources=frozenset({STARTED}),
     targets=frozenset({WAITING}),
-    given={"error_kind": Text, "error_detail": Text, "elapsed_ms": Double},
-    set=lambda run, _g: {"attempts": run.attempts + 1},
+    given={"error_kind": Text, "error_detail": Text, "elapsed_ms": Double, **ENGINE_NAME},
+    set=lambda run, given: {"attempts": run.attempts + 1, **engine_name(run, given)},
     job=Job.RETRY,
     keeps_lane=True,
     told=Told(
@@ -234,6 +245,8 @@ RETRY = Transition(
             **facts(run),
             "error_kind": run.given_error_kind,
             "error_detail": run.given_error_detail,
+            "engine_module": run.given_engine_module,
+            "engine_version": run.given_engine_version,
             "delay_ms": run.delay_seconds * 1000,
         },
         reason=lambda run: run.given_error_kind,

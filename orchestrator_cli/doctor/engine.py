@@ -1,4 +1,4 @@
-"""Looks at the engine: its module and configuration, its state, room in the log, its cadence, outputs that wait."""
+"""Looks at the engine: the workers' module, configuration, state, room in the log, cadence, outputs that wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from models.engine.inputs import partition_rows
 from models.engine.publications import count_pending, find_publication
 from models.engine.queries import get_buffer, get_status
 from models.engine.states import DEGRADED, RUNNING
-from models.kernel.errors import Unavailable
+from models.engine.workers import Running, find_misfits, list_engines
+from models.kernel.errors import OrchestratorError, Unavailable
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_cli.doctor.findings import FAIL, OK, WARN, Finding, judge
@@ -46,7 +47,32 @@ def look_at_engine() -> list[Finding]:
 
 
 def look_at_module() -> list[Finding]:
-    """Whether ENGINE_MODULE is an engine, loaded in a process of its own as a worker does."""
+    """The engine that the workers found when they started; where none is alive, whether ENGINE_MODULE is one here."""
+    engines = announced()
+    return [running(engines) if engines else loaded()]
+
+
+def announced() -> list[Running]:
+    """None of a database that there is not, or that does not answer: it has a finding of its own."""
+    if not settings().database_url:
+        return []
+    try:
+        with statement() as connection:
+            return list_engines(connection)
+    except OrchestratorError:
+        return []
+
+
+def running(engines: list[Running]) -> Finding:
+    """What this shell's ENGINE_MODULE names is no matter: the runs are made by the workers."""
+    if len(engines) == 1:
+        return Finding("engine module", OK, f"{engines[0].name}, as {engines[0].workers} worker(s) loaded it")
+    found = "; ".join(f"{each.name} in {each.workers} worker(s)" for each in engines)
+    return Finding("engine module", WARN, found, "start all workers of the queue cpu with one ENGINE_MODULE")
+
+
+def loaded() -> Finding:
+    """Loaded in a process of its own, as a worker does."""
     module, slow = settings().engine_module, Interrupt()
     timer = threading.Timer(IMPORT_SECONDS, slow.set, ("slow",))
     timer.start()
@@ -59,13 +85,13 @@ def look_at_module() -> list[Finding]:
         timer.cancel()
         close_host()
     if error:
-        return [Finding("engine module", FAIL, error, "set ENGINE_MODULE to an engine that can be imported")]
-    return [Finding("engine module", OK, f"{module} has run and run_with_hysteresis")]
+        return Finding("engine module", FAIL, error, "set ENGINE_MODULE to an engine that can be imported")
+    return Finding("engine module", OK, f"{module} has run and run_with_hysteresis; no worker has said which it runs")
 
 
 def findings(connection: Connection) -> list[Finding]:
     control, configured = get_status(connection), get_config(connection)
-    found = [configuration(control, configured)]
+    found = [configuration(control, configured, list_engines(connection))]
     if configured is not None:
         config, buffer = configured[1], get_buffer(connection)
         found += [state(control), depth(buffer, config), room(connection, config)]
@@ -73,9 +99,12 @@ def findings(connection: Connection) -> list[Finding]:
     return found
 
 
-def configuration(control: Mapping[str, Any], configured: tuple[int, Config] | None) -> Finding:
-    if control["config_error"]:
-        first, *more = control["config_error"].splitlines()
+def configuration(control: Mapping[str, Any], configured: tuple[int, Config] | None, engines: list[Running]) -> Finding:
+    wrong = (control["config_error"] or "").splitlines()
+    if configured is not None:
+        wrong = wrong or find_misfits(engines, configured[1].engine.hysteresis)
+    if wrong:
+        first, *more = wrong
         return Finding("engine configuration", FAIL, first + (f" (and {len(more)} more)" if more else ""), ACCEPT)
     if configured is None:
         return Finding("engine configuration", WARN, "none was accepted: the engine does nothing", ACCEPT)

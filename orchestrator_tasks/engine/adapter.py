@@ -14,7 +14,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any
@@ -27,6 +27,7 @@ from orchestrator_tasks.engine.shapes import Misfit, alike, build, hints_of, pla
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRUTH, HYSTERESIS, CHECK = "truth", "hysteresis", "check"
+LONGEST_VERSION = 64
 
 
 class Missing:
@@ -62,6 +63,7 @@ class Engine:
     state_type: Any
     config_type: Any  # None: the engine takes no configuration
     missing: Any
+    version: str | None = None
 
     @classmethod
     def load(cls, module_path: str) -> Engine:
@@ -70,6 +72,16 @@ class Engine:
             return load(module_path)
         except (Misfit, InvalidSettings) as error:
             raise InvalidSettings(f"ENGINE_MODULE={module_path}: {error.message}") from error
+
+    @property
+    def options(self) -> dict[str, bool] | None:
+        """What it takes as its configuration: by name whether it is required; None when it takes anything."""
+        if self.config_type is None:
+            return {}
+        if not is_dataclass(self.config_type):
+            return None
+        own = [field for field in fields(self.config_type)]
+        return {f.name: f.init and f.default is MISSING and f.default_factory is MISSING for f in own}
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises InvalidSettings when the engine does not take this configuration."""
@@ -159,6 +171,7 @@ def answer(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
 
     A request has `mode`, `input`, and with hysteresis `state` and `config`. The answer is `{"ok": {...}}` with
     `regime_output`, and with hysteresis `hysteresis_decision` and `state`; or it has `error_kind` and `error_detail`.
+    The mode CHECK asks for nothing but what the engine says of itself: `version` and `options`.
     """
     try:
         return {"ok": called(engine, request)}
@@ -172,7 +185,7 @@ def called(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
     if request["mode"] == CHECK:
         if request["config"]:  # without any the engine is called without one
             engine.check_config(request["config"])
-        return {}
+        return {"version": engine.version, "options": engine.options}
     if request["mode"] == TRUTH:
         return {"regime_output": engine.run(request["input"])}
     decision, state = engine.run_with_hysteresis(request["input"], request.get("state"), request.get("config"))
@@ -199,7 +212,14 @@ def load(module_path: str) -> Engine:
         state_type=state_of(store_type),
         config_type=config_type,
         missing=getattr(sys.modules.get(snapshot_type.__module__), "MISSING", OWN_MISSING),
+        version=version_of(module),
     )
+
+
+def version_of(module: ModuleType) -> str | None:
+    """What it says that it is; only a text can be shown, and kept with the runs that it makes."""
+    found = getattr(module, "__version__", None)
+    return detail(found)[:LONGEST_VERSION] or None if isinstance(found, str) else None
 
 
 def imported(module_path: str) -> ModuleType:

@@ -92,25 +92,26 @@ def start() -> None:
             log.info("the engine was not started", extra={"reason": error.message})
 
 
-def check_file_and_engine() -> None:
-    """For a worker that would call the engine: raises InvalidSettings when ENGINE_MODULE is none.
+def check_file_and_engine() -> dict[str, Any] | None:
+    """For a worker that would call the engine: what it says of itself. Raises InvalidSettings when it is none.
 
-    Nothing is checked where there is no configuration: such a service has no runs. What is wrong in the file is only
-    said: beat refuses such a file, and runs go by the configuration that was accepted.
+    Nothing is checked, and None answered, where there is no file: such a service has no runs. What is wrong in the
+    file is only said: beat refuses such a file, and runs go by the configuration that was accepted.
     """
     try:
         body = read_file(settings().engine_config)
         if body is None:
-            return
+            return None
         options = read_config(body).engine.hysteresis
     except InvalidSettings as error:
         log.error("the engine's configuration is refused", extra={"error": error.message})
         options = None
     try:
-        check_engine()
+        said = check_engine()
         tell_options(options)
     finally:
         close_host()
+    return said
 
 
 def tell_options(options: dict[str, Any] | None) -> None:

@@ -287,7 +287,7 @@ def main() -> None:
         control.sendall(frame(failure(EngineFailed.code, error.message)))
         return
     prctl(SET_PDEATHSIG, 0)
-    control.sendall(frame(b"{}"))
+    control.sendall(frame(orjson.dumps({"engine_version": engine.version})))
     gc.collect()
     gc.freeze()  # the children share these pages for as long as nobody writes to them
     with contextlib.suppress(Gone, OSError):

@@ -101,6 +101,7 @@ class HostProcess:
                 self.socket.close()
                 raise Unavailable(f"The engine's host cannot be started: {error}") from error
         self.is_ready = False
+        self.version: str | None = None
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float, memory_mb: int) -> dict[str, Any]:
         """What `adapter.answer` says of it; raises Gone when the host has ended, TimeoutError when it hangs."""
@@ -113,9 +114,10 @@ class HostProcess:
     def started(self) -> dict[str, Any]:
         """Wait until the engine is imported; says how it failed, if it did."""
         self.socket.settimeout(START_SECONDS)
-        failed = self.exchange(b"")
-        self.is_ready = not failed
-        return failed
+        hello = self.exchange(b"")
+        self.is_ready = "error_kind" not in hello
+        self.version = hello.get("engine_version")
+        return {} if self.is_ready else hello
 
     def exchange(self, data: bytes) -> dict[str, Any]:
         try:
@@ -164,13 +166,13 @@ class Caller:
                 self.end_host()
                 if interrupt.reason:
                     raise Interrupted(interrupt.reason) from None
-                return how_it_failed(error, host)
+                return named(host, how_it_failed(error, host))
             except BaseException:  # whoever asks next must not be given this call's answer
                 self.end_host()
                 raise
             if not host.is_ready:  # the engine cannot be loaded; perhaps it can the next time
                 self.end_host()
-            return found
+            return named(host, found)
 
     def live_host(self) -> HostProcess:
         host = self.host
@@ -184,6 +186,11 @@ class Caller:
         host, self.host = self.host, None
         if host is not None:
             host.end()
+
+
+def named(host: HostProcess, found: dict[str, Any]) -> dict[str, Any]:
+    """The answer with the version of the engine that gave it, or failed to, if it has one."""
+    return found if host.version is None else {**found, "engine_version": host.version}
 
 
 def how_it_failed(error: Exception, host: HostProcess) -> dict[str, Any]:
@@ -206,20 +213,24 @@ def call_engine(
 ) -> dict[str, Any]:
     """One attempt: `{"ok": {...}}`, or `error_kind` and `error_detail`; see `adapter.answer` for both and the request.
 
+    An engine that has a version is named by it, as `engine_version`.
+
     Raises Interrupted once `interrupt` has a reason (lease lost, shutdown), and Unavailable when no process
     can be started.
     """
     return caller.call(request, timeout_seconds, memory_mb, interrupt or Interrupt())
 
 
-def check_engine(config: Mapping[str, Any] | None = None) -> None:
-    """Load the engine of ENGINE_MODULE as a worker does; raises InvalidSettings with what to do.
+def check_engine(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Load the engine of ENGINE_MODULE as a worker does; answers its `version` and the `options` that it takes.
 
-    `config` is its hysteresis configuration, which is checked as well.
+    `config` is its hysteresis configuration, which is checked as well. Raises InvalidSettings with what to do.
     """
     found = call_engine({"mode": CHECK, "config": dict(config or {})}, START_SECONDS, CHECK_MEMORY_MB)
     if "ok" not in found:
         raise InvalidSettings(found["error_detail"])
+    said: dict[str, Any] = found["ok"]
+    return said
 
 
 def close_host() -> None:

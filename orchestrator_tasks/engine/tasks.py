@@ -15,7 +15,7 @@ from models.engine.canonical import NotSerialisable
 from models.engine.config import HYSTERESIS, Config
 from models.engine.delays import retry_delays
 from models.engine.inputs import find_snapshot
-from models.engine.operations import Attempt
+from models.engine.operations import NO_ENGINE, Attempt, EngineName
 from models.engine.queries import find_state
 from models.engine.snapshots import SnapshotNotBuilt, engine_input
 from models.engine.tables import ENGINE_FAILURE, ENGINE_TIMEOUT, MISSING_INPUTS, SNAPSHOT_FAILURE
@@ -25,6 +25,7 @@ from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement, transaction
+from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
 from models.kernel.webhooks.feeding import register_source
 from orchestrator_tasks import hints
@@ -73,10 +74,12 @@ class Outcome:
     error_detail: str = ""
     snapshot_ingest_seq: int | None = None
     elapsed_ms: float | None = None
+    engine: EngineName = NO_ENGINE
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"snapshot_ingest_seq": self.snapshot_ingest_seq, "elapsed_ms": self.elapsed_ms}
+        names = ("snapshot_ingest_seq", "elapsed_ms", "engine")
+        return {name: getattr(self, name) for name in names}
 
 
 @app.task(name=transitions.TASK)
@@ -154,7 +157,9 @@ def decide(attempt: Attempt, given: Given, interrupt: Interrupt) -> Outcome:
         request |= {"state": state, "config": engine.hysteresis}
     began = clock.monotonic()
     answer = called(request, engine.timeout_ms / 1000, engine.memory_mb, interrupt)
-    facts = {"snapshot_ingest_seq": seq, "elapsed_ms": round((clock.monotonic() - began) * 1000, 3)}
+    elapsed_ms = round((clock.monotonic() - began) * 1000, 3)
+    name = EngineName(settings().engine_module, answer.get("engine_version"))
+    facts: dict[str, Any] = {"snapshot_ingest_seq": seq, "elapsed_ms": elapsed_ms, "engine": name}
     if "ok" in answer:
         return Outcome(result=answer["ok"], **facts)
     return Outcome(error_kind=answer["error_kind"], error_detail=answer["error_detail"], **facts)
@@ -188,7 +193,8 @@ def end(attempt: Attempt, config: Config, outcome: Outcome) -> str:
     try:
         became = patiently(lambda: record(attempt, config, outcome))
     except NotSerialisable as error:
-        outcome = Outcome(error_kind=ENGINE_FAILURE, error_detail=f"the engine's answer: {error.message}")
+        said = f"the engine's answer: {error.message}"
+        outcome = Outcome(error_kind=ENGINE_FAILURE, error_detail=said, engine=outcome.engine)
         became = patiently(lambda: record(attempt, config, outcome))
     except LeaseLost:
         keep_evidence(attempt, outcome)
@@ -210,8 +216,9 @@ def record(attempt: Attempt, config: Config, outcome: Outcome) -> str:
         if outcome.error_kind in FINAL or attempt.number >= len(delays):
             ended = operations.settle_failed(connection, attempt, *why, worker(), **outcome.facts)
         else:
-            delay_ms, elapsed_ms = delays[attempt.number - 1], outcome.elapsed_ms
-            ended = operations.retry_run(connection, attempt, *why, worker(), delay_ms=delay_ms, elapsed_ms=elapsed_ms)
+            facts = {"elapsed_ms": outcome.elapsed_ms, "engine": outcome.engine}
+            delay_ms = delays[attempt.number - 1]
+            ended = operations.retry_run(connection, attempt, *why, worker(), delay_ms=delay_ms, **facts)
     return str(ended["state"])
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.engine import queries
+from models.engine import queries, workers
 from models.engine.publications import COUNT_CAP, count_pending, find_publication
 from models.engine.states import RUN, RUNNING
-from models.kernel.settings import settings
 from models.kernel.tallies import count_states
 from orchestrator_web.engine import schemas
 from orchestrator_web.json import dumps
@@ -34,11 +33,14 @@ def read_status(connection: Any) -> dict[str, Any]:
     control, buffer = queries.get_status(connection), queries.get_buffer(connection)
     body = body_of_config(connection)
     counts = count_states(connection, RUN.kind)
+    engines = workers.list_engines(connection)
     return {
         **health(control, buffer, body["buffer_retention"]["max_records"]),
         "config_version": control["config_version"],
-        "config_error": control["config_error"],
-        "engine_module": settings().engine_module,
+        "config_error": control["config_error"] or "\n".join(workers.find_misfits(engines, options_of(body))) or None,
+        "engine_module": engines[0].module if engines else None,
+        "engine_version": engines[0].version if engines else None,
+        "engines": [engine_facts(each) for each in engines],
         "buffer": buffer_facts(buffer, body["buffer_retention"]["max_records"]),
         "scheduler": {"mode": body["scheduler"]["mode"], **scheduler_facts(control)},
         "runs": {state: counts.get(state, 0) for state in schemas.STATES},
@@ -49,9 +51,19 @@ def read_status(connection: Any) -> dict[str, Any]:
 NOTHING: dict[str, Any] = {
     "buffer_retention": {"max_records": None},
     "scheduler": {"mode": None},
+    "engine": {"hysteresis": None},
     "output_publish": {"stream": None},
 }
 """What an engine without a configuration is told to do."""
+
+
+def options_of(body: dict[str, Any]) -> dict[str, Any] | None:
+    options: dict[str, Any] | None = body["engine"]["hysteresis"]
+    return options
+
+
+def engine_facts(engine: workers.Running) -> dict[str, Any]:
+    return {"engine_module": engine.module, "engine_version": engine.version, "workers": engine.workers}
 
 
 def health(control: Row, buffer: Row, capacity: int | None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 from flask import Response, g
 from flask_smorest import Blueprint
 
-from models.engine import control, publications, queries
+from models.engine import control, publications, queries, workers
+from models.engine.config import read_config
 from models.engine.states import ENGINE, RUN
 from models.kernel.errors import Invalid, InvalidSettings, NotFound
 from models.kernel.horizon import get_last_seq
@@ -122,10 +123,14 @@ def get_config_version(version: str) -> Response:
 @blueprint.response(200, schemas.EngineConfig)
 @requires("admin")
 def accept_config(body: dict[str, Any]) -> Response:
-    """Plan by another configuration from now on; one that means the same as an accepted one keeps its version."""
+    """Plan by another configuration from now on; one that means the same as an accepted one keeps its version.
+
+    Options in `engine.hysteresis` that no worker's engine takes are refused.
+    """
     g.subject = (ENGINE.kind, control.ENGINE_ID)
     with transaction() as connection:
         try:
+            workers.check_options(connection, read_config(body).engine.hysteresis)
             version = control.accept_config(connection, body, g.caller.name)
         except InvalidSettings as error:
             raise of_lines(error.message) from None

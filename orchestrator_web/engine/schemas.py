@@ -140,6 +140,12 @@ class RunRecord(Schema):
         required=True, allow_none=True, metadata={"description": "the SnapshotInputs record that the engine was given"}
     )
     config_version = fields.Integer(required=True)
+    engine_module = fields.String(
+        required=True, allow_none=True, metadata={"description": f"that answered or failed last; {OPERATIONAL}"}
+    )
+    engine_version = fields.String(
+        required=True, allow_none=True, metadata={"description": f"its `__version__`; {OPERATIONAL}"}
+    )
     max_attempts = fields.Integer(required=True)
     number = fields.Integer(required=True, metadata={"description": "grows in the order in which runs are planned"})
     correlation_id = fields.String(required=True)
@@ -211,6 +217,14 @@ class Publish(Schema):
     last_error = fields.String(required=True, allow_none=True)
 
 
+class WorkersEngine(Schema):
+    """An engine that workers have, as they found it when they started."""
+
+    engine_module = fields.String(required=True)
+    engine_version = fields.String(required=True, allow_none=True, metadata={"description": "its `__version__`"})
+    workers = fields.Integer(required=True)
+
+
 class EngineStatus(Schema):
     """How the engine does. It is ready when it runs and nothing is paused."""
 
@@ -221,9 +235,19 @@ class EngineStatus(Schema):
     paused_why = fields.String(required=True, allow_none=True)
     config_version = fields.Integer(required=True, allow_none=True)
     config_error = fields.String(
-        required=True, allow_none=True, metadata={"description": "why the configuration file was refused"}
+        required=True,
+        allow_none=True,
+        metadata={"description": "why the file was refused, or what the engine does not take of what was accepted"},
     )
-    engine_module = fields.String(required=True)
+    engine_module = fields.String(
+        required=True, allow_none=True, metadata={"description": "of the worker that started last; null: none is alive"}
+    )
+    engine_version = fields.String(required=True, allow_none=True, metadata={"description": "its `__version__`"})
+    engines = fields.List(
+        fields.Nested(WorkersEngine),
+        required=True,
+        metadata={"description": "of all workers that are alive: several while one engine takes another's place"},
+    )
     buffer = fields.Nested(Buffer, required=True)
     scheduler = fields.Nested(Scheduler, required=True)
     runs = fields.Nested(RunCounts, required=True)

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from models.engine import operations
+from models.engine.workers import list_engines
 from models.kernel.jobs import Held
 from models.kernel.session import statement
 from orchestrator_cli.migrate import ROOT
@@ -116,6 +117,20 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_run_changes_nothing_of_what_
     assert types_of(run) == ["EngineRunStarted", "HysteresisDecisionPublished", "EngineRunCompleted"]
     assert now(run)["attempts"] == 1
     assert len(desk.rows("SELECT * FROM engine_states")) == 1
+
+
+def test_a_worker_says_which_engine_it_has_and_its_runs_name_it(start: Start, gate: Path) -> None:
+    run = one_run(gate, mode="truth")
+    gate.unlink()
+    start()
+
+    def engines() -> list[str]:
+        with statement() as connection:
+            return [each.module for each in list_engines(connection)]
+
+    eventually(lambda: engines() == ["tests.engine.gated"], within=20, what="the worker that beats is believed")
+    dispatch_until(lambda: now(run)["state"] == "completed", "the run is completed")
+    assert now(run)["engine_module"] == "tests.engine.gated"
 
 
 def test_a_worker_that_is_told_to_stop_gives_its_run_back_within_seconds(start: Start, gate: Path) -> None:

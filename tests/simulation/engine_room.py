@@ -225,7 +225,7 @@ class Room:
         return run
 
     def end(self, job: Job, state: str, facts: Mapping[str, Any]) -> Run:
-        facts = {name: value for name, value in facts.items() if name != "elapsed_ms"}
+        facts = {name: value for name, value in facts.items() if name not in {"elapsed_ms", "engine"}}
         job.run |= {**facts, "state": state, "attempts": job.run["attempts"] + 1}
         del self.jobs[job.run["id"]]
         return job.run
