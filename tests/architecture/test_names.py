@@ -40,11 +40,13 @@ HEARTS = {
         "retention",
         "sections",
         "snapshots",
+        "workers",
     },
     "orchestrator_web/engine": {"answers", "ingest", "metrics", "marks"},
     "orchestrator_tasks/engine": {
         "__main__",
         "adapter",
+        "announce",
         "checks",
         "config",
         "host",
