@@ -11,8 +11,10 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from orchestrator_web import compression
 from orchestrator_web.app import create_app
 from orchestrator_web.engine import ingest
+from orchestrator_web.problems import BadRequest
 from tests.engine.configured import configure
 from tests.engine.market import event, lines_of, snapshot, text_of
 from tests.web.service import Api, assert_problem, key_with, rows
@@ -165,7 +167,13 @@ SPOILT = WHOLE[:-8] + b"\x00" * 4 + WHOLE[-4:]  # another checksum
         (WHOLE[:-1], "gzip_truncated"),
         (WHOLE[:30], "gzip_truncated"),
         (WHOLE + b"x", "gzip_trailing_data"),
-        (WHOLE + WHOLE, "gzip_trailing_data"),
+        (WHOLE + b"\0", "gzip_trailing_data"),
+        (WHOLE + lines_of(event()), "gzip_trailing_data"),
+        (WHOLE + WHOLE + b"x", "gzip_trailing_data"),
+        (WHOLE + WHOLE[:-1], "gzip_truncated"),
+        (WHOLE + WHOLE[:1], "gzip_truncated"),
+        (WHOLE + WHOLE[:2], "gzip_truncated"),
+        (WHOLE + SPOILT, "not_gzip"),
         (SPOILT, "not_gzip"),
         (lines_of(event()), "not_gzip"),
     ],
@@ -173,6 +181,25 @@ SPOILT = WHOLE[:-8] + b"\x00" * 4 + WHOLE[-4:]  # another checksum
 def test_a_gzip_body_that_is_not_whole_is_400(api: Api, body: bytes, code: str) -> None:
     answer = api.call("POST", PATH, data=body, content_type=NDJSON, headers={"Content-Encoding": "gzip"})
     assert "gzip" in refused(answer, 400, code)["detail"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_the_members_of_a_gzip_body_are_one_body(api: Api, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """RFC 1952: as `cat a.gz b.gz` makes it, also where a line goes over from one to the next, or one is empty."""
+    monkeypatch.setattr(compression, "PART", size)
+    lines = lines_of(event(), snapshot(), event("Novel"))
+    body = b"".join(map(gzip.compress, (lines[:10], b"", lines[10:-20], lines[-20:], b"")))
+    answer = api.call("POST", PATH, data=body, content_type=NDJSON, headers={"Content-Encoding": "gzip"})
+    assert answer.get_json()["accepted"] == 3
+    assert kept() == [text_of(each).decode() for each in (event(), snapshot(), event("Novel"))]
+
+
+def test_all_members_together_keep_the_bound_of_a_body(environment: pytest.MonkeyPatch) -> None:
+    member = gzip.compress(b" " * 1000)
+    assert len(compression.decode_body(member * 4, "gzip", 4000)) == 4000
+    with pytest.raises(BadRequest) as refusal:
+        compression.decode_body(member * 4 + gzip.compress(b" "), "gzip", 4000)
+    assert (refusal.value.status, refusal.value.code) == (413, "body_too_large")
 
 
 def test_a_gzip_body_that_inflates_to_too_much_is_413(api: Api, environment: pytest.MonkeyPatch) -> None:
