@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 from models.engine.config import TRUTH
+from models.engine.contract import SNAPSHOT_INPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,38 @@ def is_runnable(last: Last | None, engine_timestamp_ms: int, cut_end: int, engin
     if last.engine_timestamp_ms is None or last.engine_timestamp_ms < engine_timestamp_ms:
         return True
     return engine_mode == TRUTH and last.engine_timestamp_ms == engine_timestamp_ms
+
+
+@dataclass(slots=True)
+class Open:
+    """A symbol's open cut in a replay: what has come for it since its last one, and its state of each epoch."""
+
+    start: int
+    last: int
+    states: dict[int, Any] = field(default_factory=dict)
+    seqs: list[int] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    snapshots: list[tuple[int, Any, str]] = field(default_factory=list)
+
+    def take(self, seq: int, event_type: str, timestamp_ms: Any, text: str) -> None:
+        self.seqs.append(seq)
+        self.types.append(event_type)
+        if event_type == SNAPSHOT_INPUTS:
+            self.snapshots.append((seq, timestamp_ms, text))
+
+    def count(self, end: int) -> dict[str, int]:
+        return dict(Counter(self.types[: bisect_right(self.seqs, end)]))
+
+    def find_snapshot(self, timestamp_ms: int, end: int) -> tuple[int, str] | None:
+        """The last SnapshotInputs for this timestamp."""
+        for seq, of, text in reversed(self.snapshots):
+            if seq <= end and of == timestamp_ms:
+                return seq, text
+        return None
+
+    def close(self, end: int) -> None:
+        """The next cut begins behind this one."""
+        self.start = end + 1
+        place = bisect_right(self.seqs, end)
+        del self.seqs[:place], self.types[:place]
+        self.snapshots = [each for each in self.snapshots if each[0] > end]

@@ -10,19 +10,17 @@ replay for ever. Its failure is told as it was recorded.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from models.engine import events
+from models.engine.cadence import planned_time
 from models.engine.canonical import canonical, normalise
 from models.engine.config import HYSTERESIS
-from models.engine.contract import SNAPSHOT_INPUTS
-from models.engine.cuts import run_id
+from models.engine.cuts import Open, run_id
 from models.engine.lines import BrokenExport, Line, read_lines
 from models.engine.snapshots import SnapshotNotBuilt, engine_input
 from models.engine.states import COMPLETED, FAILED
@@ -54,46 +52,11 @@ class Replayed:
 
     line: int
     run: Mapping[str, Any]
-    derived: Mapping[str, Any]
+    derived: dict[str, Any]
     snapshot: tuple[int, str] | None
     events: list[dict[str, Any]]
     texts: list[str]
     published: list[dict[str, Any]]
-
-
-@dataclass(slots=True)
-class Open:
-    """A symbol's open cut: what has come for it since its last one, and its state of each epoch."""
-
-    start: int
-    last: int
-    states: dict[int, Any] = field(default_factory=dict)
-    seqs: list[int] = field(default_factory=list)
-    types: list[str] = field(default_factory=list)
-    snapshots: list[tuple[int, Any, str]] = field(default_factory=list)
-
-    def take(self, seq: int, event_type: str, timestamp_ms: Any, text: str) -> None:
-        self.seqs.append(seq)
-        self.types.append(event_type)
-        if event_type == SNAPSHOT_INPUTS:
-            self.snapshots.append((seq, timestamp_ms, text))
-
-    def count(self, end: int) -> dict[str, int]:
-        return dict(Counter(self.types[: bisect_right(self.seqs, end)]))
-
-    def find_snapshot(self, timestamp_ms: int, end: int) -> tuple[int, str] | None:
-        """The last SnapshotInputs for this timestamp."""
-        for seq, of, text in reversed(self.snapshots):
-            if seq <= end and of == timestamp_ms:
-                return seq, text
-        return None
-
-    def close(self, end: int) -> None:
-        """The next cut begins behind this one."""
-        self.start = end + 1
-        place = bisect_right(self.seqs, end)
-        del self.seqs[:place], self.types[:place]
-        self.snapshots = [each for each in self.snapshots if each[0] > end]
 
 
 def replay(
@@ -111,6 +74,8 @@ def replay(
             under_way.published.append(line.body["event"])
             continue
         if under_way is not None:
+            if line.kind == "record":
+                end_before(line.body["ingest_ts_ms"], under_way.derived)
             yield under_way
         under_way = made.take(line)
 
@@ -193,7 +158,7 @@ class Replay:
         opened.close(end)
         told = {**run, **derived, "id": derived["run_id"], "snapshot_ingest_seq": run.get("snapshot_ingest_seq")}
         made = self.events_of(told, opened, snapshot, line.number)
-        derived |= ending(made[-1])
+        derived |= ending(made[-1]) | self.planned(run)
         return Replayed(line.number, run, derived, snapshot, made, [*map(text_of, made)], [])
 
     def events_of(
@@ -232,12 +197,24 @@ class Replay:
             request |= {"state": state, "config": limits.get("hysteresis")}
         return (self.engine if run["status"] == COMPLETED else self.guarded)(request)
 
+    def planned(self, run: Mapping[str, Any]) -> dict[str, int]:
+        """The time that it was planned for, if its cut ends with the last record that there is yet."""
+        came_ms = self.last_ts_ms if run["cut_end_ingest_seq"] == self.last_seq else 0
+        right = planned_time(self.configs.get(run["config_version"], {}), run, came_ms)
+        return {} if right is None else {"planned_ts_ms": right}
+
     def limits_of(self, run: Mapping[str, Any], number: int) -> Mapping[str, Any]:
         """How the run's configuration has the engine called."""
         limits = self.configs.get(run["config_version"], {}).get("engine")
         if not isinstance(limits, Mapping):
             raise BrokenExport(number, f"the configuration {run['config_version']} is not in the export")
         return limits
+
+
+def end_before(ts_ms: int, derived: dict[str, Any]) -> None:
+    """The next record is in no cut yet: it cannot have come by the time that the last run was planned for."""
+    if derived.get("planned_ts_ms", -1) >= ts_ms:
+        derived["planned_ts_ms"] = ts_ms - 1
 
 
 def epoch_of(said: Mapping[str, Any], number: int) -> int:
