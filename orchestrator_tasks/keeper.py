@@ -59,15 +59,18 @@ class Keeper:
         self.threads: list[threading.Thread] = []
         self.shutdown_at: float | None = None
         self.next_renewal = 0.0
+        self.next_interruption = 0.0
 
     @contextlib.contextmanager
     def holding(self, job_id: int, fence: int, timeout_seconds: float, interrupt: Interruptible) -> Iterator[None]:
         """Keep this lease for the length of the block, and interrupt it when its time is up."""
         hold = Hold(job_id, fence, interrupt, clock.monotonic() + timeout_seconds)
         with self.changed:
+            is_first = not self.holds
             self.holds[fence] = hold
             self.start()
-            self.changed.notify_all()
+            if is_first or self.interrupted_at(hold) < self.next_interruption:  # else they wake soon enough
+                self.changed.notify_all()
         try:
             yield
         finally:
@@ -104,10 +107,14 @@ class Keeper:
 
     def interruption_due_at(self) -> float:
         """When the next of those that nobody has interrupted may have to be."""
-        moments = [min(h.deadline, self.lease_ends(h)) for h in self.holds.values() if not h.interrupted]
+        moments = [self.interrupted_at(hold) for hold in self.holds.values() if not hold.interrupted]
         if moments and self.shutdown_at is not None:
             moments.append(self.shutdown_at)
-        return min(moments, default=clock.monotonic() + LONGEST_PAUSE)
+        self.next_interruption = min(moments, default=clock.monotonic() + LONGEST_PAUSE)
+        return self.next_interruption
+
+    def interrupted_at(self, hold: Hold) -> float:
+        return min(hold.deadline, self.lease_ends(hold))
 
     def renewal_due_at(self) -> float:
         return self.next_renewal

@@ -66,7 +66,7 @@ _PICK = text(
          ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at LIMIT :slots
     ), free AS (
         SELECT jobs.id, fitting.turn, fitting.run_at FROM jobs JOIN fitting USING (id)
-         WHERE jobs.id = ANY (ARRAY(SELECT id FROM fitting))  -- by its key, and by no index that looks small: session.py
+         WHERE jobs.id = ANY (ARRAY(SELECT id FROM fitting))  -- by its key: BY_INDEX in session.py
            AND (jobs.fence IS NULL AND jobs.dispatched_at IS NULL AND NOT jobs.waits) IS TRUE
          ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
     ), sent AS (

@@ -105,6 +105,7 @@ def configure(role: str) -> None:
     handler.setFormatter(JsonLines(role))
     # What no line of ours says need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as the logging HOWTO says, no caller is looked for
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings().log_level)

@@ -32,7 +32,7 @@ from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.kernel.crew import Order, carry_out_all, orders_of
+from orchestrator_tasks.kernel.crew import Order, in_turn, orders_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Outcome:
 @app.task(name=transitions.TASK)
 def run(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
     """Carry out the jobs that are still owed, one after the other; answers what became of them, for Flower to show."""
-    return carry_out_all(perform, orders_of(job_id, subject_id, others))
+    return in_turn(orders_of(job_id, subject_id, others), perform)
 
 
 def perform(job_id: int, subject_id: str, _correlation_id: str | None) -> str:

@@ -1,16 +1,19 @@
-"""Carrying out several jobs of one message at once.
+"""Carrying out several jobs of one message.
 
-A message names one job, or, when its queue drains fast, several (`tempo`). The thread that has the message carries out
-one of them itself, and as many others as the crew has places for at that moment. What could not begin soon goes back
-to the backlog, where other workers may have it: nothing waits long in one process's memory.
+A message names one job or, when its queue drains fast, several (`tempo`). The thread that has such a message carries
+none of them out itself: a crew does, all at once, and the thread gathers what they come to, so that those which end
+together are recorded together. What finds no place soon goes back to the backlog, where other workers may have it:
+nothing waits long in one process's memory.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from celery import current_task
 
@@ -22,7 +25,8 @@ from orchestrator_tasks.publisher import CORRELATION
 
 Order = tuple[int, str, str | None]
 """What a message says of a job: its id, its subject's, the correlation id."""
-Perform = Callable[[int, str, str | None], str]
+
+T = TypeVar("T")
 
 SOON_SECONDS = 0.5
 HANDED_BACK = "handed back"
@@ -34,16 +38,43 @@ class Crew:
     def __init__(self, size: int) -> None:
         self.pool = ThreadPoolExecutor(size, "crew")
         self.places = threading.Semaphore(size)
+        self.turn = threading.Lock()
 
-    def give(self, perform: Perform, order: Order) -> Future[str] | None:
-        """Have an order carried out now; None when nobody is free."""
-        if not self.places.acquire(blocking=False):
-            return None
-        return self.pool.submit(self.carry_out, perform, order)
+    def claim(self, most: int, patience: float = SOON_SECONDS) -> int:
+        """Places for so many, or for as many as become free in time: whoever asks first is served first, in full."""
+        until = clock.monotonic() + patience
+        claimed = 0
+        if self.turn.acquire(timeout=patience):
+            while claimed < most and self.places.acquire(timeout=max(0.0, until - clock.monotonic())):
+                claimed += 1
+            self.turn.release()
+        return claimed
 
-    def carry_out(self, perform: Perform, order: Order) -> str:
+    def carry_out(self, acts: Sequence[Callable[[], T]]) -> Iterator[list[T]]:
+        """Do these at once, in places that were claimed; yields what they come to, as it comes.
+
+        Raises the first failure, after all have ended.
+        """
+        ended: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
+        for act in acts:
+            self.pool.submit(self.fill_place, act, ended)
+        failures: list[Exception] = []
+        left = len(acts)
+        while left:
+            got = [ended.get()]
+            while not ended.empty():
+                got.append(ended.get())
+            left -= len(got)
+            failures += [each for each in got if isinstance(each, Exception)]
+            yield [each for each in got if not isinstance(each, Exception)]
+        if failures:
+            raise failures[0]
+
+    def fill_place(self, act: Callable[[], T], ended: queue.SimpleQueue[T | Exception]) -> None:
         try:
-            return perform(*order)
+            ended.put(act())
+        except Exception as error:
+            ended.put(error)
         finally:
             self.places.release()
 
@@ -53,31 +84,31 @@ def orders_of(job_id: int, subject_id: str, others: Sequence[Order]) -> list[Ord
     return [(job_id, subject_id, getattr(current_task.request, CORRELATION, None)), *others]
 
 
-def carry_out_all(perform: Perform, named: Sequence[Order], crew: Crew | None = None) -> str:
-    """Carry orders out, side by side or, without a crew, one after the other; answers how many ended in which way."""
-    orders = deque(named)
+def side_by_side(
+    orders: Sequence[Order], crew: Crew, carry_out: Callable[[Sequence[Order], Crew], Iterable[str]]
+) -> str:
+    """Carry out those for which the crew has places, and hand back the others; says how many ended in which way."""
+    count = crew.claim(len(orders))
+    if orders[count:]:
+        hand_back(orders[count:])
+    ended = Counter(carry_out(orders[:count], crew))
+    return told(ended + Counter({HANDED_BACK: len(orders) - count}))
+
+
+def in_turn(orders: Sequence[Order], perform: Callable[[int, str, str | None], str]) -> str:
+    """Carry out one after the other, and hand back those that could not begin soon."""
     ended: Counter[str] = Counter()
     until = clock.monotonic() + SOON_SECONDS
-    while orders and clock.monotonic() < until:
-        ended.update(carry_out_some(perform, orders, crew))
-    if orders:
-        hand_back(orders)
-        ended[HANDED_BACK] += len(orders)
+    while ended.total() < len(orders) and clock.monotonic() < until:
+        ended[perform(*orders[ended.total()])] += 1
+    if late := orders[ended.total() :]:
+        hand_back(late)
+        ended[HANDED_BACK] = len(late)
+    return told(ended)
+
+
+def told(ended: Counter[str]) -> str:
     return ", ".join(f"{word} {count}" if ended.total() > 1 else word for word, count in ended.items())
-
-
-def carry_out_some(perform: Perform, orders: deque[Order], crew: Crew | None) -> list[str]:
-    """One in this thread, and beside it as many as there are places for."""
-    own = orders.popleft()
-    given: list[Future[str]] = []
-    while crew and orders and (future := crew.give(perform, orders[0])):
-        given.append(future)
-        orders.popleft()
-    try:
-        ended = [perform(*own)]
-    finally:
-        wait(given)
-    return ended + [future.result() for future in given]
 
 
 def hand_back(orders: Sequence[Order]) -> None:

@@ -1,19 +1,18 @@
 """Carrying one ticket out: take, check, drive under a deadline, settle.
 
-What threads of this process take, look at or settle at the same moment goes together, in one statement (`company`).
+Several that one message names are taken in one statement, and settled together as they end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from models.kernel import clock
 from models.kernel.backlog import park_job
-from models.kernel.company import Company
 from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
@@ -23,14 +22,16 @@ from models.kernel.transition import LaneBusy
 from models.kernel.webhooks.feeding import register_source
 from models.tickets import batches, events, operations, safety, transitions
 from models.tickets.operations import Attempt, Outcome
-from models.tickets.queries import Clearance, find_clearances, is_held_by_stop
+from models.tickets.queries import is_held_by_stop
 from models.tickets.states import CANCELLED, COMPLETED, FAILED
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.kernel.crew import Crew, Order, carry_out_all, orders_of
+from orchestrator_tasks.kernel.crew import Crew, Order, orders_of, side_by_side
+from orchestrator_tasks.tickets import together
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
 from orchestrator_tasks.tickets.drivers.registry import driver
+from orchestrator_tasks.tickets.together import End, worker
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ register_source(transitions.SUBJECT, events.PUBLIC_TOPICS, "command", "target")
 @app.task(name=transitions.TASK)
 def execute(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
     """Carry out the jobs that are still owed; answers what became of them, for Flower to show."""
-    return carry_out_all(perform, orders_of(job_id, subject_id, others), crew())
+    first, *more = orders_of(job_id, subject_id, others)
+    return side_by_side([first, *more], crew(), perform_all) if more else perform(*first)
 
 
 @functools.cache
@@ -67,14 +69,53 @@ def crew() -> Crew:
     return Crew(settings().io_concurrency)
 
 
+def perform_all(orders: Sequence[Order], crew: Crew) -> Iterator[str]:
+    """Take all in one statement, carry them out side by side, settle together what ends together."""
+    acts = [functools.partial(begin, order, attempt) for order, attempt in zip(orders, take_all(orders), strict=True)]
+    for results in crew.carry_out(acts):
+        yield from (result for result in results if isinstance(result, str))
+        yield from settle_all([result for result in results if not isinstance(result, str)])
+
+
+def take_all(orders: Sequence[Order]) -> Sequence[Attempt | None]:
+    try:
+        return together.take([job_id for job_id, _, _ in orders])
+    except (Unavailable, Conflict) as error:
+        log.warning("taken one by one", extra={"error": error.message})
+        return [None] * len(orders)
+
+
+def begin(order: Order, attempt: Attempt | None) -> str | End:
+    """Carry out what was taken, for others to settle; what was not is tried by itself."""
+    if attempt is None:
+        return perform(*order)
+    with about_order(*order):
+        outcome = carry_out(attempt)
+        return give_back(attempt) if outcome is None else (attempt, outcome)
+
+
+def settle_all(ends: Sequence[End]) -> Iterator[str]:
+    try:
+        settled = together.settle(ends) if ends else []
+    except Exception as error:  # one of them spoils it, or the database is away: each waits for itself
+        log.warning("settled one by one", extra={"error": str(error)})
+        settled = [None] * len(ends)
+    for (attempt, outcome), row in zip(ends, settled, strict=True):
+        with about_order(attempt.job_id, attempt.ticket_id, attempt.correlation_id):
+            yield settle(attempt, outcome) if row is None else tell(outcome, row)
+
+
+def about_order(_job_id: int, ticket_id: str, correlation_id: str | None) -> contextlib.AbstractContextManager[None]:
+    return about(correlation_id=correlation_id, ticket_id=ticket_id, action="execute")
+
+
 def perform(job_id: int, subject_id: str, correlation_id: str | None) -> str:
     """Take, carry out, settle: in a worker, or for stops in the guardian."""
-    with about(correlation_id=correlation_id, ticket_id=subject_id, action="execute"):
+    with about_order(job_id, subject_id, correlation_id):
         attempt = take(job_id)
         if attempt is None:
             log.info("nothing to do: the job is gone, taken or not due")
             return "not taken"
-        log.info("execution started", extra={"command": attempt.command, "fence": attempt.fence})
         outcome = carry_out(attempt)
         if outcome is None:
             return give_back(attempt)
@@ -83,42 +124,14 @@ def perform(job_id: int, subject_id: str, correlation_id: str | None) -> str:
         return settle(attempt, outcome)
 
 
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
-
-
-def take_together(job_ids: Sequence[int]) -> list[Attempt | None]:
-    with statement() as connection:
-        taken = operations.take_tickets(connection, sorted(set(job_ids)), worker())
-    return [taken.pop(job_id, None) for job_id in job_ids]  # of two that want the same, one gets it
-
-
-def look_together(attempts: Sequence[Attempt]) -> list[Clearance | None]:
-    with statement() as connection:
-        found = find_clearances(connection, [(each.job_id, each.fence, each.target) for each in attempts])
-    return [found.get(attempt.job_id) for attempt in attempts]
-
-
-def settle_together(ends: Sequence[tuple[Attempt, Outcome]]) -> list[Mapping[str, Any] | LeaseLost]:
-    with statement() as connection:
-        settled = operations.settle_tickets(connection, ends, worker())
-    hints.ended(*(attempt.ticket_id for attempt, _ in ends), queue=transitions.QUEUE)
-    return settled
-
-
-TAKES = Company(take_together)
-LOOKS = Company(look_together)
-SETTLES = Company(settle_together)
-
-
 def take(job_id: int) -> Attempt | None:
     """Lease the job. A motion whose robot is owed a stop waits untaken: neither lease nor timeout runs meanwhile."""
     until = clock.monotonic() + PENDING_STOP_PATIENCE
     while True:
         try:
-            attempt = TAKES.go(job_id)
+            attempt = together.TAKES.go(job_id)
             if attempt is None and not is_held(job_id):
-                return TAKES.go(job_id)  # its stop may have been taken between the two statements
+                return together.TAKES.go(job_id)  # its stop may have been taken between the two statements
         except LaneBusy:
             return park(job_id)
         if attempt is not None:
@@ -141,6 +154,7 @@ def park(job_id: int) -> None:
 
 def carry_out(attempt: Attempt) -> Outcome | None:
     """Bring the command to the driver and say how it ended; None when it never got there."""
+    log.info("execution started", extra={"command": attempt.command, "fence": attempt.fence})
     if reason := safety.refusal(attempt.command, attempt.params):
         return Outcome(FAILED, error=reason, error_code=transitions.REFUSED)
     interrupt = Interrupt()
@@ -173,7 +187,7 @@ def look(attempt: Attempt) -> Command | Outcome | None:
     driver, and the take may have begun before an e-stop, or before the robot was owed a stop.
     """
     looked_at = clock.monotonic()
-    clearance = LOOKS.go(attempt)
+    clearance = together.LOOKS.go(attempt)
     if clearance is None:
         return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
     if clearance.emergency and attempt.command not in transitions.STOPPING:
@@ -225,12 +239,9 @@ def settle(attempt: Attempt, outcome: Outcome) -> str:
     pause = 0.05
     while True:
         try:
-            SETTLES.go((attempt, outcome))
-            log.info("execution ended", extra={"outcome": outcome.to, "error": outcome.error})
-            return outcome.to
-        except LeaseLost:
-            log.warning("the outcome came too late and is kept as evidence", extra={"outcome": outcome.to})
-            return "lease lost"
+            return tell(outcome, together.SETTLES.go((attempt, outcome)))
+        except LeaseLost as lost:
+            return tell(outcome, lost)
         except (Unavailable, Conflict) as error:
             patience = SETTLE_PATIENCE_AT_SHUTDOWN if keeper.is_shutting_down() else SETTLE_PATIENCE_SECONDS
             if clock.monotonic() - began > patience:
@@ -239,3 +250,11 @@ def settle(attempt: Attempt, outcome: Outcome) -> str:
             log.warning("the outcome cannot be recorded yet", extra={"error": error.message})
             clock.pause(pause)
             pause = min(pause * 2, 1.0)
+
+
+def tell(outcome: Outcome, settled: Mapping[str, Any] | LeaseLost) -> str:
+    if isinstance(settled, LeaseLost):
+        log.warning("the outcome came too late and is kept as evidence", extra={"outcome": outcome.to})
+        return "lease lost"
+    log.info("execution ended", extra={"outcome": outcome.to, "error": outcome.error})
+    return outcome.to

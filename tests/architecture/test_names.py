@@ -19,7 +19,7 @@ EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"
 ROLES = {
     "models": {"states", "tables", "transitions", "operations", "queries", "events", "errors"},
     "orchestrator_web": {"routes", "schemas", "streams"},
-    "orchestrator_tasks": {"tasks", "drivers"},
+    "orchestrator_tasks": {"tasks", "drivers", "together"},
 }
 HEARTS = {
     "models/engine": {

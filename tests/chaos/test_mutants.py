@@ -23,7 +23,7 @@ from models.tickets.queries import Clearance
 from models.tickets.states import EXECUTING, TERMINAL
 from orchestrator_tasks import publisher
 from orchestrator_tasks.dispatcher import Dispatcher
-from orchestrator_tasks.tickets import tasks
+from orchestrator_tasks.tickets import tasks, together
 from orchestrator_tasks.tickets.drivers.base import Interrupt
 from tests.chaos.checker import check
 from tests.chaos.conftest import Stage
@@ -207,7 +207,7 @@ def worker_without_latch(patch: Patch) -> None:
     def never(_connection: Any, held: Any) -> dict[int, Clearance]:
         return {job_id: Clearance(stop_owed=False, emergency=None) for job_id, _, _ in held}
 
-    patch.setattr(tasks, "find_clearances", never)
+    patch.setattr(together, "find_clearances", never)
 
 
 def robot_without_latch(patch: Patch) -> None:

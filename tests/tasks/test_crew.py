@@ -1,47 +1,31 @@
-"""Several jobs of one message, carried out side by side as far as there are places."""
+"""Several jobs of one message: carried out at once or in turn, recorded as they end, handed back when it is late."""
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import redis
 
+from models.kernel.errors import Conflict, Unavailable
 from orchestrator_tasks import publisher
 from orchestrator_tasks.dispatcher import Dispatcher
 from orchestrator_tasks.kernel import crew as crews
-from orchestrator_tasks.kernel.crew import Crew, carry_out_all
-from orchestrator_tasks.tickets import tasks
+from orchestrator_tasks.kernel.crew import Crew, Order, in_turn, side_by_side
+from orchestrator_tasks.tickets import tasks, together
 from tests.tasks.conftest import Clock
-from tests.tasks.owed import Owed, rows
+from tests.tasks.owed import Job, Owed, rows
+from tests.tasks.test_tickets import Recorder, driver
+
+__all__ = ["driver"]
 
 DEADLINE_SECONDS = 20.0
-Order = tuple[int, str, str | None]
 
 
 def orders(count: int) -> list[Order]:
     return [(number, f"s-{number}", f"c-{number}") for number in range(1, count + 1)]
-
-
-class Work:
-    """Carries orders out; those that are held wait until they are let go."""
-
-    def __init__(self) -> None:
-        self.done: list[Order] = []
-        self.threads: set[str] = set()
-        self.together = threading.Barrier(1)
-
-    def __call__(self, job_id: int, subject_id: str, correlation_id: str | None) -> str:
-        self.together.wait(DEADLINE_SECONDS)
-        self.threads.add(threading.current_thread().name)
-        self.done.append((job_id, subject_id, correlation_id))
-        return "completed" if job_id % 2 else "failed"
-
-
-@pytest.fixture
-def work() -> Work:
-    return Work()
 
 
 @pytest.fixture
@@ -52,61 +36,76 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_one_job_is_carried_out_by_the_thread_that_has_its_message(work: Work) -> None:
-    assert carry_out_all(work, orders(1), Crew(4)) == "completed"
-    assert work.threads == {threading.current_thread().name}
+# a crew
 
 
-def test_all_of_a_message_are_under_way_at_once(work: Work) -> None:
-    work.together = threading.Barrier(4)
-    assert carry_out_all(work, orders(4), Crew(3)) == "completed 2, failed 2"
-    assert sorted(work.done) == orders(4)
+def test_all_acts_are_under_way_at_once() -> None:
+    crew, gate = Crew(4), threading.Barrier(4)
+    assert crew.claim(4) == 4
+    ended = [each for got in crew.carry_out([lambda: gate.wait(DEADLINE_SECONDS)] * 4) for each in got]
+    assert sorted(ended) == [0, 1, 2, 3]
 
 
-def test_what_finds_no_place_follows_in_the_same_thread(work: Work, returned: list[int]) -> None:
-    assert carry_out_all(work, orders(5), Crew(1)) == "completed 3, failed 2"
-    assert (len(work.done), returned) == (5, [])
+def test_what_has_ended_is_told_while_another_goes_on() -> None:
+    crew, let_go = Crew(3), threading.Event()
+    crew.claim(3)
+    told = crew.carry_out([lambda: "quick", lambda: "quick", lambda: let_go.wait(DEADLINE_SECONDS) and "slow"])
+    quick: list[object] = []
+    while len(quick) < 2:
+        quick += next(told)
+    assert quick == ["quick", "quick"]
+    let_go.set()
+    assert list(told) == [["slow"]]
 
 
-def test_without_a_crew_all_go_one_after_the_other_in_order(work: Work) -> None:
-    carry_out_all(work, orders(3))
-    assert work.done == orders(3)
-    assert len(work.threads) == 1
+def test_a_failure_is_raised_after_all_have_ended_and_every_place_is_free_again() -> None:
+    def fail() -> str:
+        raise RuntimeError("no")
+
+    crew = Crew(2)
+    for _ in range(3):
+        assert crew.claim(2, patience=DEADLINE_SECONDS) == 2
+        told = itertools.chain.from_iterable(crew.carry_out([fail, lambda: "good"]))
+        assert next(told) == "good"
+        with pytest.raises(RuntimeError):
+            next(told)
 
 
-def test_what_could_not_begin_soon_goes_back(work: Work, returned: list[int], time: Clock) -> None:
+def test_a_claim_gets_what_becomes_free_in_time_and_no_more() -> None:
+    crew = Crew(3)
+    assert crew.claim(2) == 2
+    assert crew.claim(3, patience=0.01) == 1
+    assert crew.claim(1, patience=0.01) == 0
+
+
+# a message
+
+
+def test_what_finds_no_place_soon_goes_back_before_the_others_begin(returned: list[int]) -> None:
+    def carry_out(some: Sequence[Order], crew: Crew) -> Iterable[str]:
+        assert returned == [3, 4, 5]
+        return ["completed" for _ in some]
+
+    assert side_by_side(orders(5), Crew(2), carry_out) == "completed 2, handed back 3"
+
+
+def test_in_turn_is_in_order() -> None:
+    done: list[Order] = []
+    assert in_turn(orders(3), lambda *order: str(done.append(order) or "completed")) == "completed 3"
+    assert done == orders(3)
+
+
+def test_what_could_not_begin_soon_goes_back(returned: list[int], time: Clock) -> None:
     def slowly(*order: int | str | None) -> str:
         time.now += 1
         return "completed"
 
-    assert carry_out_all(slowly, orders(4)) == "completed 1, handed back 3"
+    assert in_turn(orders(4), slowly) == "completed 1, handed back 3"
     assert returned == [2, 3, 4]
 
 
-def test_a_place_is_free_again_after_its_job_even_if_that_failed() -> None:
-    def failing(job_id: int, *_: str | None) -> str:
-        if job_id == 2:
-            raise RuntimeError("no")
-        return "completed"
-
-    crew = Crew(1)
-    for _ in range(3):
-        with pytest.raises(RuntimeError):
-            carry_out_all(failing, orders(2), crew)
-
-
-def test_a_failure_in_this_thread_waits_for_the_others(work: Work) -> None:
-    work.together = threading.Barrier(3)
-
-    def failing(job_id: int, subject_id: str, correlation_id: str | None) -> str:
-        said = work(job_id, subject_id, correlation_id)
-        if job_id == 1:
-            raise RuntimeError("no")
-        return said
-
-    with pytest.raises(RuntimeError):
-        carry_out_all(failing, orders(3), Crew(2))
-    assert len(work.done) == 3
+def test_one_job_is_told_by_its_outcome_alone() -> None:
+    assert in_turn(orders(1), lambda *_: "completed") == "completed"
 
 
 @pytest.mark.usefixtures("valkey")
@@ -115,18 +114,13 @@ def test_what_goes_back_is_as_ready_as_if_it_had_never_been_sent(owed: Owed) -> 
     Dispatcher().refill("io")
     taken = jobs[0].take()
     crews.hand_back([(job.id, job.ticket_id, None) for job in jobs])
-    left = rows("SELECT id, dispatched_at, dispatches, fence FROM jobs ORDER BY id")
+    left = rows("SELECT dispatched_at, fence FROM jobs ORDER BY id")
     assert [row["dispatched_at"] is None for row in left] == [False, True, True]
     assert [row["fence"] for row in left] == [taken.fence, None, None]
 
 
-def test_a_job_that_two_messages_name_is_carried_out_once(owed: Owed, valkey: redis.Redis) -> None:
-    job = owed()
-    taken = tasks.take_together([job.id, job.id])
-    assert [attempt is not None for attempt in taken] == [True, False]
-
-
-def test_a_message_of_a_fast_queue_names_several_jobs(owed: Owed, valkey: redis.Redis, time: Clock) -> None:
+@pytest.mark.usefixtures("valkey")
+def test_a_message_of_a_fast_queue_names_several_jobs(owed: Owed, time: Clock) -> None:
     made = [owed() for _ in range(7)]
     dispatcher = Dispatcher()
     dispatcher.tempos["io"].note(1000)
@@ -136,14 +130,100 @@ def test_a_message_of_a_fast_queue_names_several_jobs(owed: Owed, valkey: redis.
     assert len(rows("SELECT FROM jobs WHERE dispatched_at IS NOT NULL")) == len(made)
 
 
-def test_two_threads_that_take_at_the_same_moment_share_a_statement_and_no_job(owed: Owed) -> None:
+# tickets
+
+
+def execute(jobs: Sequence[Job]) -> str:
+    first, *others = [(job.id, job.ticket_id, f"c-{job.id}") for job in jobs]
+    return str(tasks.execute(first[0], first[1], others))
+
+
+def test_the_tickets_of_a_message_are_taken_and_settled_together(
+    driver: Recorder,
+    owed: Owed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Barrier(5)
+    driver.act = lambda: gate.wait(DEADLINE_SECONDS)
+    taken: list[int] = []
+    take = together.take
+    monkeypatch.setattr(together, "take", lambda ids: taken.append(len(ids)) or take(ids))
+    jobs = [owed(target=f"r-{number}") for number in range(5)]
+    assert execute(jobs) == "completed 5"
+    assert taken == [5]
+    assert [job.ticket["state"] for job in jobs] == ["completed"] * 5
+    assert [job.topics().count("execution_completed") for job in jobs] == [1] * 5
+    assert rows("SELECT FROM jobs") == []
+
+
+def test_one_whose_driver_fails_does_not_touch_the_others(driver: Recorder, owed: Owed) -> None:
+    gate = threading.Barrier(2)
+
+    def act() -> None:
+        if gate.wait(DEADLINE_SECONDS) == 0:
+            raise RuntimeError("no")
+
+    driver.act = act
+    jobs = [owed(target="a"), owed(target="b")]
+    assert sorted(execute(jobs).split(", ")) == ["completed 1", "failed 1"]
+    assert sorted(str(job.ticket["error_code"]) for job in jobs) == ["None", "outcome_unknown"]
+
+
+def test_two_of_one_lane_in_a_message_are_carried_out_one_after_the_other(driver: Recorder, owed: Owed) -> None:
+    first, second = owed("drive", target="r"), owed("drive", target="r")
+    said = execute([first, second])
+    assert first.ticket["state"] == "completed"
+    assert said in {"completed 1, not taken 1", "not taken 1, completed 1", "completed 2"}
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away", code="database_unavailable"), Conflict("held", code="locked"), TypeError("no JSON")]
+)
+def test_a_statement_that_fails_for_all_is_followed_by_one_for_each(
+    driver: Recorder,
+    owed: Owed,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    settle = together.settle
+
+    def spoilt(ends: Sequence[together.End]) -> object:
+        monkeypatch.setattr(together, "settle", settle)
+        raise error
+
+    monkeypatch.setattr(together, "settle", spoilt)
+    jobs = [owed(target=f"r-{number}") for number in range(3)]
+    assert execute(jobs) == "completed 3"
+    assert [job.topics().count("execution_completed") for job in jobs] == [1] * 3
+
+
+def test_an_outcome_that_came_too_late_is_evidence_and_the_others_count(driver: Recorder, owed: Owed) -> None:
+    lost, kept = owed(target="lost"), owed(target="kept")
+    gate = threading.Barrier(2)
+
+    def act() -> None:
+        if gate.wait(DEADLINE_SECONDS) == 0:
+            owed.cancel(lost.ticket_id)
+
+    driver.act = act
+    said = execute([lost, kept])
+    assert said in {"lease lost 1, completed 1", "completed 1, lease lost 1"}
+    assert (lost.ticket["state"], kept.ticket["state"]) == ("cancelled", "completed")
+
+
+def test_a_job_that_two_messages_name_is_carried_out_once(owed: Owed) -> None:
+    job = owed()
+    assert [attempt is not None for attempt in together.take([job.id, job.id])] == [True, False]
+
+
+def test_threads_that_take_at_the_same_moment_share_statements_and_no_job(owed: Owed) -> None:
     jobs = [owed(target=f"robot-{number}") for number in range(20)]
-    ready = threading.Barrier(20)
+    gate = threading.Barrier(40)
 
     def take(job_id: int) -> object:
-        ready.wait(DEADLINE_SECONDS)
-        return tasks.TAKES.go(job_id)
+        gate.wait(DEADLINE_SECONDS)
+        return together.TAKES.go(job_id)
 
     with ThreadPoolExecutor(40) as pool:
-        twice = [*pool.map(take, [job.id for job in jobs]), *pool.map(take, [job.id for job in jobs])]
-    assert sum(attempt is not None for attempt in twice) == 20
+        taken = list(pool.map(take, [job.id for job in jobs] * 2))
+    assert sum(attempt is not None for attempt in taken) == 20

@@ -23,7 +23,7 @@ from models.tickets import operations, safety, transitions
 from models.tickets.operations import Outcome
 from orchestrator_tasks import hints
 from orchestrator_tasks.keeper import Keeper
-from orchestrator_tasks.tickets import tasks
+from orchestrator_tasks.tickets import tasks, together
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, OutcomeUnknown
 from tests.service.waiting import eventually
 from tests.tasks.conftest import Clock
@@ -307,7 +307,7 @@ def test_a_database_that_is_away_before_the_driver_is_called_moves_nothing(
     driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = owed("drive")
-    monkeypatch.setattr(tasks, "find_clearances", fails_with(Unavailable("away", code="database_unavailable")))
+    monkeypatch.setattr(together, "find_clearances", fails_with(Unavailable("away", code="database_unavailable")))
     assert execute(job) == "failed"
     assert job.ticket["error_code"] == "database_unavailable"
     assert driver.commands == []

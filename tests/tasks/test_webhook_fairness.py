@@ -53,7 +53,7 @@ class Desk:
     def count_messages(self, queue: str) -> int:
         return self.pool._work_queue.qsize() if queue == "hooks" else 0
 
-    def publish(self, ready: Sequence[Ready]) -> None:
+    def publish(self, ready: Sequence[Ready], _together: int) -> None:
         self.sent = [future for future in self.sent if not future.done()]
         self.sent += [self.pool.submit(webhooks.deliver, job.id, job.subject_id) for job in ready]
 

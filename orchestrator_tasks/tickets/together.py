@@ -1,0 +1,48 @@
+"""Taking, looking at and settling several tickets in one statement each.
+
+What threads of this process ask for one at a time goes together too, when they ask at the same moment (`company`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from models.kernel.company import Company
+from models.kernel.errors import LeaseLost
+from models.kernel.session import statement
+from models.tickets import operations, transitions
+from models.tickets.operations import Attempt, Outcome
+from models.tickets.queries import Clearance, find_clearances
+from orchestrator_tasks import hints
+
+End = tuple[Attempt, Outcome]
+
+
+def worker() -> str:
+    return f"worker:{socket.gethostname()}"
+
+
+def take(job_ids: Sequence[int]) -> list[Attempt | None]:
+    with statement() as connection:
+        taken = operations.take_tickets(connection, sorted(set(job_ids)), worker())
+    return [taken.pop(job_id, None) for job_id in job_ids]  # of two that want the same, one gets it
+
+
+def look(attempts: Sequence[Attempt]) -> list[Clearance | None]:
+    with statement() as connection:
+        found = find_clearances(connection, [(each.job_id, each.fence, each.target) for each in attempts])
+    return [found.get(attempt.job_id) for attempt in attempts]
+
+
+def settle(ends: Sequence[End]) -> list[Mapping[str, Any] | LeaseLost]:
+    with statement() as connection:
+        settled = operations.settle_tickets(connection, ends, worker())
+    hints.ended(*(attempt.ticket_id for attempt, _ in ends), queue=transitions.QUEUE)
+    return settled
+
+
+TAKES = Company(take)
+LOOKS = Company(look)
+SETTLES = Company(settle)
