@@ -26,6 +26,7 @@ from orchestrator_tasks.tempo import Tempo
 log = logging.getLogger(__name__)
 
 NOTICE_SECONDS = 0.2
+BUSY_PACE_SECONDS = 0.02  # while more may be ready than a queue's window holds
 
 
 def most_together() -> dict[str, int]:
@@ -44,6 +45,7 @@ class Dispatcher:
         self.bell = hints.Bell()
         self.next_sweep = 0.0
         self.rest_until = 0.0
+        self.full: set[str] = set()
         self.tempos = {queue: Tempo(most) for queue, most in most_together().items()}
 
     def run(self) -> None:
@@ -56,13 +58,14 @@ class Dispatcher:
                 self.attempt(functools.partial(self.refill, queue))
 
     def rest(self) -> Collection[str]:
-        """Until a hint comes or the pace is over; answers the queues that hints named.
+        """Until a hint comes or the pace is over; answers the queues to look at: no worker says that it took a message.
 
         It looks often whether to stop: no signal ends a wait on Redis.
         """
         while not self.over.is_set() and (left := self.next_sweep - clock.monotonic()) > 0:
-            if named := self.bell.wait(min(left, NOTICE_SECONDS)):
-                return self.tempos if "" in named else named & self.tempos.keys()
+            named = self.bell.wait(min(left, BUSY_PACE_SECONDS if self.full else NOTICE_SECONDS))
+            if named or self.full:
+                return self.tempos if "" in named else named & self.tempos.keys() | self.full
         return ()
 
     def attempt(self, act: Callable[[], None]) -> None:
@@ -97,12 +100,15 @@ class Dispatcher:
 
     def refill(self, queue: str) -> None:
         """Fill one queue up to its window, in order."""
+        self.full.discard(queue)
         chosen = settings()
         waiting = publisher.count_messages(queue)
         together = self.tempos[queue].jobs_per_message(chosen.dispatch_window)
         slots = (chosen.dispatch_window - waiting) * together
         with statement() as connection:
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
+        if len(ready) >= slots:
+            self.full.add(queue)
         self.tempos[queue].note(len(ready))
         publisher.publish(ready, together)
 

@@ -236,6 +236,25 @@ def test_a_hint_of_work_wakes_the_dispatcher_whatever_its_pace(
         running.result(5)
 
 
+def test_a_window_that_was_filled_is_looked_at_again_without_any_hint(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    set_to(dispatch_seconds=60, dispatch_window=2)
+    for _ in range(3):
+        owed()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(dispatcher.run)
+        try:
+            eventually(lambda: sum(lengths(valkey)) == 2, what="the window is full")
+            valkey.rpop(publisher.lists_of(QUEUE)[2])  # as a worker does, which tells nobody
+            eventually(lambda: sum(lengths(valkey)) == 2, what="it is full again")
+            valkey.rpop(publisher.lists_of(QUEUE)[2], 2)
+            eventually(lambda: not dispatcher.full, what="there is nothing more")
+        finally:
+            dispatcher.stop()
+        running.result(5)
+
+
 def test_hints_name_the_queues_to_look_at(dispatcher: Dispatcher, valkey: redis.Redis) -> None:
     dispatcher.bell.listen()
     eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
