@@ -97,6 +97,7 @@ class World:
     def __init__(self, url: str, token: str, seed: int, history: History) -> None:
         self.url, self.token, self.seed, self.history = url, token, seed, history
         self.over = threading.Event()
+        self.first_tick_ms = 0
         self.recent: collections.deque[str] = collections.deque(maxlen=60)
         self.threads: list[threading.Thread] = []
         self.failures: list[BaseException] = []

@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from models.engine.states import ENGINE, RUN
 from models.kernel.bulk_moves import OPERATION
 from models.kernel.machine import Machine
 from models.kernel.webhooks.tables import DELIVERY, WEBHOOK
 from models.tickets.states import TICKET
 from tests.chaos.evidence import Evidence, Row, Violation, grouped
 
-MACHINES: dict[str, Machine] = {machine.kind: machine for machine in (TICKET, OPERATION, DELIVERY, WEBHOOK)}
+MACHINES: dict[str, Machine] = {
+    machine.kind: machine for machine in (TICKET, OPERATION, DELIVERY, WEBHOOK, RUN, ENGINE)
+}
+BORN_BEFORE = frozenset({ENGINE.kind})
+"""Whose first revision no ledger tells: the schema made it."""
 
 
 def check_ledgers(evidence: Evidence) -> Iterator[Violation]:
@@ -21,19 +26,21 @@ def check_ledgers(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("only what has a machine has states", f"{kind} {subject_id}")
         elif wrong := wrong_step(MACHINES[kind], rows):
             yield Violation("every ledger is a path through its machine", f"{kind} {subject_id}: {wrong}")
-    last = {row["subject_id"]: row for row in evidence.of_tickets if row["to_state"] is not None}
-    for ticket in evidence.tickets:
-        row = last.get(ticket["id"])
+    both = [*evidence.of_tickets, *evidence.of_runs]
+    last = {row["subject_id"]: row for row in both if row["to_state"] is not None}
+    for subject in (*evidence.tickets, *evidence.runs):
+        row = last.get(subject["id"])
         told = (row["to_state"], row["revision"]) if row else None
-        if told != (ticket["state"], ticket["revision"]):
-            shown = f"{ticket['id']}: {told}, the row says {ticket['state']}, {ticket['revision']}"
+        if told != (subject["state"], subject["revision"]):
+            shown = f"{subject['id']}: {told}, the row says {subject['state']}, {subject['revision']}"
             yield Violation("the ledger ends where the row is", shown)
 
 
 def wrong_step(machine: Machine, rows: list[Row]) -> str | None:
     """The first step that is no edge, or whose number is not the next; rows are in the order of their seq."""
-    at: str | None = None
-    for number, row in enumerate(rows, start=1):
+    begun = machine.kind in BORN_BEFORE
+    at = machine.initial if begun else None
+    for number, row in enumerate(rows, start=2 if begun else 1):
         step = f"seq {row['seq']}: {row['from_state']} -> {row['to_state']} as revision {row['revision']}"
         if row["revision"] != number or row["from_state"] != at:
             return f"{step}, after {at} as {number - 1}"

@@ -42,6 +42,9 @@ EXPECTED_STATUSES = {
     "resume": {OK, 503},
     "run": {OK, ACCEPTED, 409, 503},
     "read": {OK, 503},
+    "append": {CREATED, 409, 422, 503},
+    "push": {CREATED},
+    "engine": {OK, 409, 503},
 }
 
 

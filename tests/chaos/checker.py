@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.chaos import check_kernel, check_motions, check_tickets
+from tests.chaos import check_kernel, check_log, check_motions, check_runs, check_tickets
 from tests.chaos.evidence import Evidence, Violation
 
 Check = Callable[[Evidence], Iterator[Violation]]
@@ -29,6 +29,18 @@ CHECKS: tuple[Check, ...] = (
     check_kernel.check_leases,
     check_kernel.check_schedules,
     check_kernel.check_readers,
+    check_log.check_numbers,
+    check_log.check_batches,
+    check_log.check_nothing_else,
+    check_log.check_pushes,
+    check_runs.check_plan,
+    check_runs.check_runs_follow_from_the_log,
+    check_runs.check_ends,
+    check_runs.check_turns,
+    check_runs.check_outputs,
+    check_runs.check_listeners,
+    check_runs.check_stream,
+    check_runs.check_replay,
 )
 
 

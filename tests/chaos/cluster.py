@@ -25,9 +25,11 @@ from orchestrator_cli.embedded.server import Server
 from orchestrator_cli.embedded.valkey import Valkey
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.migrate import ROOT
+from tests.chaos.market import CONFIG
 from tests.chaos.plan import LEASE_SECONDS
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import INSTALL
+from tests.service.engine import toml
 from tests.service.running import Running
 from tests.service.test_killing import children
 from tests.service.waiting import eventually
@@ -44,9 +46,11 @@ SETTINGS = {
     "ORCHESTRATOR_FLOWER_AUTH": "",
 }
 ROLLING = ("web", "dispatcher", "guardian", "relay", "beat", "io", "system", "cpu")
+FORKING = ("web", "cpu")
 DOUBLES = {
     "dispatcher": ["-m", "orchestrator_tasks.dispatcher"],
     "guardian": ["-m", "orchestrator_tasks.guardian"],
+    "relay": ["-m", "orchestrator_tasks.engine"],
     "beat": ["-m", "celery", "--app", "orchestrator_tasks.app", "beat", "--schedule", "{home}/double-beat"],
 }
 
@@ -56,11 +60,21 @@ class Service(Running):
 
     def __init__(self, home: Path, database_url: str, broker_url: str) -> None:
         super().__init__(home)
+        config = home / "engine.toml"
+        config.write_text(toml(CONFIG))
         self.environment |= {**SETTINGS, "DATABASE_URL": database_url, "BROKER_URL": broker_url}
+        self.environment["ORCHESTRATOR_ENGINE_CONFIG"] = str(config)
         for name in ("PORT", "FLOWER_PORT"):
             if value := os.environ.get(name):
                 self.environment[name] = value
         self.url = f"http://127.0.0.1:{self.environment['PORT']}"
+
+
+def forked_by(pid: int) -> list[int]:
+    """The children of a process; one that has ended by now has none."""
+    with contextlib.suppress(OSError):
+        return children(pid)
+    return []
 
 
 class Cluster:
@@ -110,14 +124,19 @@ class Cluster:
 
     def kill_child(self, victim: str) -> str:
         """A process that the victim has forked: a prefork worker, a web process."""
-        forked = children(self.service.pid_of(victim))
+        forked = forked_by(self.service.pid_of(victim))
         return self.signal(forked[-1], signal.SIGKILL) if forked else "it has no child at this moment"
+
+    def kill_host(self, victim: str) -> str:
+        """The process in which a worker's child has the engine; a call that is going on ends with it."""
+        hosts = [host for child in forked_by(self.service.pid_of(victim)) for host in forked_by(child)]
+        return self.signal(hosts[-1], signal.SIGKILL) if hosts else "it has no host at this moment"
 
     def freeze(self, victim: str) -> str:
         if victim in self.frozen:
             return "it is frozen already"
         self.frozen[victim] = self.service.pid_of(victim)
-        for pid in [*children(self.frozen[victim]), self.frozen[victim]] if victim == "web" else [self.frozen[victim]]:
+        for pid in [*(forked_by(self.frozen[victim]) if victim in FORKING else []), self.frozen[victim]]:
             self.signal(pid, signal.SIGSTOP)
         return str(self.frozen[victim])
 
@@ -125,9 +144,8 @@ class Cluster:
         pid = self.frozen.pop(victim, None)
         if pid is None:
             return "it is not frozen"
-        with contextlib.suppress(OSError):
-            for child in children(pid):
-                self.signal(child, signal.SIGCONT)
+        for child in forked_by(pid):
+            self.signal(child, signal.SIGCONT)
         return self.signal(pid, signal.SIGCONT)
 
     def signal(self, pid: int, number: signal.Signals) -> str:
@@ -180,7 +198,7 @@ class Cluster:
         return " ".join(self.signal(self.service.pid_of(name), signal.SIGTERM) for name in ROLLING)
 
     def double(self) -> str:
-        """A second dispatcher, guardian and beat beside the first."""
+        """A second dispatcher, guardian, relay and beat beside the first."""
         with (self.home / "logs" / "doubles.log").open("ab") as log:
             for command in DOUBLES.values():
                 argv = [sys.executable, *(word.format(home=self.home) for word in command)]

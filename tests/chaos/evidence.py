@@ -38,7 +38,11 @@ class Heard:
 
 @dataclass
 class Evidence:
-    """One run. `settled_after` is how long after the last fault everything accepted had ended; None: it never did."""
+    """One run. `settled_after` is how long after the last fault everything accepted had ended; None: it never did.
+
+    `listeners` are the readers of outputs, whose events are texts; `pushed` are the numbers in the stream of outputs.
+    `replayed` is what the replay of everything said.
+    """
 
     calls: list[Call] = field(default_factory=list)
     readers: list[Heard] = field(default_factory=list)
@@ -51,6 +55,17 @@ class Evidence:
     leases: list[Row] = field(default_factory=list)
     fires: list[Row] = field(default_factory=list)
     latches: list[Row] = field(default_factory=list)
+    listeners: list[Heard] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
+    appends: list[Row] = field(default_factory=list)
+    totals: list[Row] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
+    outputs: list[Row] = field(default_factory=list)
+    told_outputs: list[Row] = field(default_factory=list)
+    cadences: list[Row] = field(default_factory=list)
+    engine: list[Row] = field(default_factory=list)
+    pushed: list[int] | None = None
+    replayed: Row | None = None
     counted: dict[str, int] | None = None
     now: float = 0.0
     settled_after: float | None = 0.0
@@ -100,6 +115,15 @@ class Evidence:
     def execution_of(self) -> dict[int, Execution]:
         """Which execution a motion belonged to, by its fence."""
         return {fence: pair(start) for fence, start in self.start_of_fence.items()}
+
+    @functools.cached_property
+    def of_runs(self) -> list[Row]:
+        return [row for row in self.ledger if row["subject_kind"] == "engine_run"]
+
+    @functools.cached_property
+    def outputs_of(self) -> dict[str, list[Row]]:
+        """The outputs of each run, in order."""
+        return grouped(self.outputs, lambda row: row["run_id"])
 
     @functools.cached_property
     def requests(self) -> dict[str, Call]:

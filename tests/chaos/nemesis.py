@@ -17,6 +17,7 @@ def acts_of(cluster: Cluster) -> dict[str, Callable[[Stroke], Any]]:
     return {
         "kill": lambda stroke: cluster.kill(stroke.victim),
         "kill_child": lambda stroke: cluster.kill_child(stroke.victim),
+        "kill_host": lambda stroke: cluster.kill_host(stroke.victim),
         "freeze": lambda stroke: cluster.freeze(stroke.victim),
         "thaw": lambda stroke: cluster.thaw(stroke.victim),
         "hold": lambda stroke: cluster.freeze(stroke.victim),

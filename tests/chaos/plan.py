@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 LEASE_SECONDS = 3.0
-SHORTEST_GAP, LONGEST_GAP = 3.0, 7.0
+SHORTEST_GAP, LONGEST_GAP = 3.0, 6.0
 LAST_BEGIN_BEFORE_END = 3.0
 
 
@@ -43,12 +43,13 @@ class Fault:
 OUTLIVES_A_LEASE = (LEASE_SECONDS + 0.5, LEASE_SECONDS + 4)
 
 FAULTS = (
-    *(Fault("kill", name) for name in ("web", "dispatcher", "guardian", "beat", "io", "system", "cpu")),
+    *(Fault("kill", name) for name in ("web", "dispatcher", "guardian", "relay", "beat", "io", "system", "cpu")),
     Fault("kill_child", "cpu"),
+    Fault("kill_host", "cpu"),
     Fault("kill_child", "web"),
     *(
         Fault("freeze", name, "thaw", OUTLIVES_A_LEASE)
-        for name in ("io", "dispatcher", "guardian", "web", "system", "beat")
+        for name in ("io", "cpu", "dispatcher", "guardian", "relay", "web", "system", "beat")
     ),
     Fault("flush", "valkey"),
     Fault("hold", "io", "flush_and_let_go", (1.5, 2.5)),  # messages wait, and are lost

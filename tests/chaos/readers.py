@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -18,11 +19,54 @@ SILENCE_SECONDS = 25.0
 EARLIEST = "earliest"
 
 
+DATA = '"data":'
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where events come from by either protocol, which filter narrows them, and what of one is kept."""
+
+    blocks: str
+    messages: str
+    filter: str
+
+    def of_block(self, block: dict[str, str]) -> dict[str, Any]:
+        """What a server-sent event says; one without data is a place to come back to."""
+        return orjson.loads(block["data"]) if "data" in block else {"id": block["id"]}
+
+    def of_message(self, text: str) -> dict[str, Any]:
+        return dict(orjson.loads(text))
+
+    def kept(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        return {name: event[name] for name in ("seq", "type", "ticket_id", "revision")} if "seq" in event else None
+
+
+class Outputs(Feed):
+    """An output is kept as the text that came: it is promised byte for byte."""
+
+    def of_block(self, block: dict[str, str]) -> dict[str, Any]:
+        if "data" not in block or block.get("event") == "problem":
+            return super().of_block(block)
+        return {"id": block["id"], "text": block["data"]}
+
+    def of_message(self, text: str) -> dict[str, Any]:
+        message = super().of_message(text)
+        return {"id": message["id"], "text": text[text.index(DATA) + len(DATA) : -1]} if "data" in message else message
+
+    def kept(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        return {"event": event["text"]} if "text" in event else None
+
+
+TICKETS = Feed("/tickets/events", "/ws/tickets", "target")
+OUTPUTS = Outputs("/engine/outputs/events", "/ws/engine", "symbol")
+
+
 class Reader:
     """Reads from the earliest event until it is told to end."""
 
-    def __init__(self, world: World, name: str, target: str | None = None) -> None:
+    def __init__(self, world: World, name: str, feed: Feed = TICKETS, target: str | None = None) -> None:
         self.world = world
+        self.feed = feed
         self.heard = Heard(name, target)
         self.cursor = EARLIEST
         self.over = threading.Event()
@@ -52,13 +96,12 @@ class Reader:
             self.heard.problems.append(str(event.get("code")))
             return
         self.cursor = event["id"]
-        if "seq" in event:
-            kept = ("seq", "type", "ticket_id", "revision")
-            self.heard.events.append({name: event[name] for name in kept})
+        if (kept := self.feed.kept(event)) is not None:
+            self.heard.events.append(kept)
 
     @property
     def question(self) -> dict[str, str]:
-        return {"after": self.cursor} | ({"target": self.heard.target} if self.heard.target else {})
+        return {"after": self.cursor} | ({self.feed.filter: self.heard.target} if self.heard.target else {})
 
     def connection(self) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
@@ -81,7 +124,7 @@ class Blocks(Reader):
         headers = {"Authorization": f"Bearer {self.world.token}"}
         with (
             httpx.Client(base_url=self.world.url, headers=headers, timeout=SILENCE_SECONDS, trust_env=False) as client,
-            client.stream("GET", "/tickets/events", params=self.question) as answer,
+            client.stream("GET", self.feed.blocks, params=self.question) as answer,
         ):
             if answer.status_code != 200:
                 self.heard.problems.append(str(answer.status_code))
@@ -95,10 +138,8 @@ class Blocks(Reader):
                     name, _, value = line.partition(": ")
                     block[name] = value
                     continue
-                if "data" in block:
-                    yield orjson.loads(block["data"])
-                elif "id" in block:
-                    yield {"id": block["id"]}
+                if "data" in block or "id" in block:
+                    yield self.feed.of_block(block)
                 block = {}
 
 
@@ -107,7 +148,7 @@ class Messages(Reader):
 
     def connection(self) -> Iterator[dict[str, Any]]:
         question = "&".join(f"{name}={value}" for name, value in self.question.items())
-        url = f"{self.world.url.replace('http', 'ws')}/ws/tickets?{question}"
+        url = f"{self.world.url.replace('http', 'ws')}{self.feed.messages}?{question}"
         headers = {"Authorization": f"Bearer {self.world.token}"}
         with connect(url, additional_headers=headers, proxy=None, open_timeout=20) as socket:
             self.heard.connections += 1
@@ -116,6 +157,6 @@ class Messages(Reader):
     def messages(self, socket: ClientConnection) -> Iterator[dict[str, Any]]:
         while not self.over.is_set():
             try:
-                yield orjson.loads(socket.recv(timeout=1.0))
+                yield self.feed.of_message(str(socket.recv(timeout=1.0)))
             except TimeoutError:
                 continue

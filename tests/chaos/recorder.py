@@ -53,6 +53,25 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER chaos_latch_moves AFTER INSERT OR UPDATE ON latches FOR EACH ROW EXECUTE FUNCTION chaos_note_latch();
+
+CREATE TABLE chaos_cadences (
+    n bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), first_tick_ms bigint NOT NULL
+);
+CREATE FUNCTION chaos_note_cadence() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos_cadences (first_tick_ms) VALUES (NEW.next_tick_ms);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_cadence_begins AFTER UPDATE OF next_tick_ms ON engine_control FOR EACH ROW
+    WHEN (OLD.next_tick_ms IS NULL AND NEW.next_tick_ms IS NOT NULL) EXECUTE FUNCTION chaos_note_cadence();
+
+CREATE TABLE chaos_outputs (seq bigint PRIMARY KEY, event text NOT NULL);
+CREATE FUNCTION chaos_note_output() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos_outputs (seq, event) VALUES (NEW.seq, NEW.event);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_output_is_told AFTER INSERT ON engine_outputs FOR EACH ROW EXECUTE FUNCTION chaos_note_output();
 """
 
 EPOCH = "extract(epoch FROM {})::float8 AS {}"
@@ -77,6 +96,19 @@ QUESTIONS = {
     " ORDER BY n",
     "fires": f"SELECT n, name, number, due_at::text AS due, paused, {times('at')} FROM chaos_fires ORDER BY n",
     "latches": f"SELECT n, scope, correlation_id, released, {times('at')} FROM chaos_latches ORDER BY n",
+    "records": "SELECT ingest_seq, ingest_ts_ms, source_id, symbol, event_type, snapshot_ts_ms, event"
+    " FROM engine_inputs ORDER BY ingest_seq",
+    "appends": "SELECT first_seq, last_seq, ingest_ts_ms FROM engine_appends ORDER BY last_seq",
+    "totals": "SELECT source_id, event_type, events FROM engine_totals ORDER BY source_id, event_type",
+    "runs": "SELECT id, number, symbol, engine_timestamp_ms, engine_mode, cut_start_ingest_seq, cut_end_ingest_seq,"
+    " counts_by_event_type, planned_ts_ms, attempts, snapshot_ingest_seq, error_kind, error_detail, state, revision"
+    " FROM engine_runs ORDER BY number",
+    "outputs": "SELECT seq, run_id, symbol, engine_timestamp_ms, event_type, event FROM engine_outputs ORDER BY seq",
+    "told_outputs": "SELECT seq, event FROM chaos_outputs ORDER BY seq",
+    "cadences": f"SELECT n, first_tick_ms, {times('at')} FROM chaos_cadences ORDER BY n",
+    "engine": "SELECT c.state, c.next_tick_ms, c.last_tick_ms, c.ticks, c.skipped_ticks, c.missed_ticks, c.blocks,"
+    " h.first_seq, h.last_seq, v.body AS config FROM engine_head h, engine_control c"
+    " JOIN engine_configs v ON v.version = c.config_version",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -15,16 +16,17 @@ import httpx
 import orjson
 import psycopg2
 
-from tests.chaos import checker
+from tests.chaos import checker, engine
 from tests.chaos.callers import ASYNC, CREW, Caller, World, release
 from tests.chaos.check_motions import slowest_rest
 from tests.chaos.check_tickets import LONGEST_SETTLING
 from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import Evidence, Heard
 from tests.chaos.history import Call, History
+from tests.chaos.market import Stream, feed
 from tests.chaos.nemesis import rage
 from tests.chaos.plan import make_plan
-from tests.chaos.readers import Blocks, Messages, Reader
+from tests.chaos.readers import TICKETS, Blocks, Messages, Reader
 from tests.chaos.recorder import read_evidence
 from tests.chaos.saturation import LOW_WITHIN, saturate
 from tests.service.running import WINDOW
@@ -34,6 +36,8 @@ LIVE = "SELECT count(*) AS n FROM tickets WHERE state IN ('queued', 'executing')
 OWED = "SELECT count(*) AS n FROM stop_orders WHERE done_at IS NULL"
 OPEN = "SELECT count(*) AS n FROM bulk_operations WHERE state IN ('queued', 'running')"
 LAST = "SELECT max(seq) AS seq FROM ledger WHERE subject_kind = 'ticket' AND topic <> 'refused'"
+
+LAST_WORDS_SECONDS = 2.0  # for those that hear a part, and nobody knows which is their last
 
 
 def say(line: str) -> None:
@@ -49,10 +53,12 @@ def carry_out(seed: int, seconds: float, keep: Path) -> int:
     cluster = Cluster(keep / "home")
     try:
         cluster.start()
-        evidence = burn(cluster, seed, seconds, history)
+        evidence, readers = burn(cluster, seed, seconds, history)
     finally:
         cluster.stop()
         history.close()
+    for reader in readers:
+        reader.stop()  # their streams have ended with the service
     save(evidence, keep / "evidence.json")
     say(figures(evidence, history))
     code = judge(evidence, f"repeat with: python -m tests.chaos --minutes {seconds / 60:g} --seed {seed}")
@@ -61,14 +67,17 @@ def carry_out(seed: int, seconds: float, keep: Path) -> int:
     return code
 
 
-def burn(cluster: Cluster, seed: int, seconds: float, history: History) -> Evidence:
+def burn(cluster: Cluster, seed: int, seconds: float, history: History) -> tuple[Evidence, list[Reader]]:
     service = cluster.service
-    world = World(service.url, service.token, seed, history)
+    world, stream = World(service.url, service.token, seed, history), Stream(cluster.valkey.url(), history)
+    engine.start_engine(cluster, world)
     readers: list[Reader] = [
         Blocks(world, "all-by-sse").start(),
         Messages(world, "all-by-websocket").start(),
-        Blocks(world, "one-robot-by-sse", "r1").start(),
+        Blocks(world, "one-robot-by-sse", TICKETS, "r1").start(),
     ]
+    listeners = engine.listen(world)
+    engine.open_market(world, stream)
     saturate(world)
     for name, act in CREW.items():
         world.start(name, act)
@@ -78,27 +87,31 @@ def burn(cluster: Cluster, seed: int, seconds: float, history: History) -> Evide
     world.stop()
     cluster.wait_until_ready()
     healer = Caller(world, "healer")
+    calm = engine.drain_stream(stream, LONGEST_SETTLING)
     lose_messages(cluster, healer)
-    settled_after = settle(cluster, healer, healed_at)
-    last = cluster.service.row(LAST)["seq"] or 0
-    for reader in readers:
-        drained(reader, last)
-        reader.stop()
-    return Evidence(
+    calm = engine.drain_engine(cluster, healer, LONGEST_SETTLING) and calm
+    settled_after = settle(cluster, healer, healed_at) if calm else None
+    hear_the_rest(readers, listeners, cluster)
+    evidence = Evidence(
         calls=history.calls,
         readers=[reader.heard for reader in readers],
+        listeners=[listener.heard for listener in listeners],
+        pushed=stream.pushed_outputs(),
         counted=counts(world),
         now=time.time(),
         settled_after=settled_after,
         low_within=LOW_WITHIN,
+        replayed=engine.replay_all(cluster),
         **read_evidence(cluster.service.rows),
     )
+    return evidence, [*readers, *listeners]
 
 
 def lose_messages(cluster: Cluster, healer: Caller) -> None:
     """One loss that no e-stop and no cancellation hides: what was accepted must be carried out without a message."""
     release(healer, "all")
     cluster.freeze("io")
+    feed(healer)
     for _ in range(WINDOW // 2):
         made = healer.ask("create", "POST", "/ticket", {"command": "scan", "target": "last"})
         if made.is_acknowledged:
@@ -106,6 +119,7 @@ def lose_messages(cluster: Cluster, healer: Caller) -> None:
     threading.Event().wait(1.0)  # until the dispatcher has sent them
     cluster.flush("valkey")
     cluster.thaw("io")
+    engine.trade_once_more(healer)
 
 
 def settle(cluster: Cluster, healer: Caller, healed_at: float) -> float | None:
@@ -117,7 +131,10 @@ def settle(cluster: Cluster, healer: Caller, healed_at: float) -> float | None:
 
     def over() -> bool:
         try:
-            return not any(cluster.service.row(question)["n"] for question in (LIVE, OWED, OPEN))
+            return not any(
+                cluster.service.row(question)["n"]
+                for question in (LIVE, OWED, OPEN, engine.LIVE_RUNS, engine.UNPUBLISHED)
+            )
         except psycopg2.OperationalError:
             return False
 
@@ -128,15 +145,19 @@ def settle(cluster: Cluster, healer: Caller, healed_at: float) -> float | None:
     return round(time.monotonic() - healed_at, 2)
 
 
-def drained(reader: Reader, last: int) -> None:
-    """Give a reader the time to hear the rest; what it then lacks, the checker says."""
-    until = time.monotonic() + 20
-    pause = threading.Event()
-    while time.monotonic() < until and reader.heard.target is None:
-        if reader.heard.events and reader.heard.events[-1]["seq"] >= last:
-            return
-        pause.wait(0.1)
-    pause.wait(2.0)
+def hear_the_rest(readers: list[Reader], listeners: list[Reader], cluster: Cluster) -> None:
+    """Give readers the time for it, and tell them to end; what one then lacks, the checker says."""
+    last, told = cluster.service.row(LAST)["seq"] or 0, cluster.service.row(engine.TOLD)["n"]
+    ends = {
+        **{reader: lambda events: events and events[-1]["seq"] >= last for reader in readers},
+        **{listener: lambda events: len(events) >= told for listener in listeners},
+    }
+    whole = [reader for reader in ends if reader.heard.target is None]
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: all(ends[reader](reader.heard.events) for reader in whole), 20, "readers heard the last")
+    threading.Event().wait(LAST_WORDS_SECONDS)
+    for reader in ends:
+        reader.over.set()
 
 
 def counts(world: World) -> dict[str, int]:
@@ -157,12 +178,28 @@ def figures(evidence: Evidence, history: History) -> str:
         f"motions {len(evidence.motions)}, leases {sum(row['act'] == 'taken' for row in evidence.leases)}, "
         f"ledger rows {len(evidence.ledger)}, e-stops {sum(not row['released'] for row in evidence.latches)}, "
         f"firings {len(evidence.fires)}",
-        *(f"{r.name}: {len(r.events)} events, {r.connections} connections" for r in evidence.readers),
+        *engine_figures(evidence, kinds),
+        *(
+            f"{r.name}: {len(r.events)} events, {r.connections} connections"
+            for r in [*evidence.readers, *evidence.listeners]
+        ),
         f"strokes {len(history.strokes)}: {dict(strokes)}",
         f"all settled {evidence.settled_after} s after the last fault; no robot moved on for longer than "
         f"{slowest_rest(evidence):.2f} s after an e-stop",
     ]
     return "\n".join(lines)
+
+
+def engine_figures(evidence: Evidence, kinds: Counter[str]) -> list[str]:
+    row = evidence.engine[0]
+    ends = Counter(run["error_kind"] or run["state"] for run in evidence.runs)
+    moves = Counter(row["topic"] for row in evidence.ledger if row["subject_kind"].startswith("engine"))
+    return [
+        f"batches {kinds['append']}, entries {kinds['push']}, records {len(evidence.records)}",
+        f"ticks {row['ticks']}, skipped {row['skipped_ticks']}, missed {row['missed_ticks']}; runs: {dict(ends)}, "
+        f"at most {max((run['attempts'] for run in evidence.runs), default=0)} attempts; paused {row['blocks']} times",
+        f"engine's ledger: {dict(moves)}; replay: {evidence.replayed}",
+    ]
 
 
 def judge(evidence: Evidence, repeat: str = "") -> int:
@@ -176,15 +213,18 @@ def judge(evidence: Evidence, repeat: str = "") -> int:
 def save(evidence: Evidence, path: Path) -> None:
     plain: dict[str, Any] = {name: value for name, value in vars(evidence).items() if name in FIELDS}
     plain["calls"] = [asdict(call) for call in evidence.calls]
-    plain["readers"] = [asdict(reader) for reader in evidence.readers]
+    for name in HEARD:
+        plain[name] = [asdict(reader) for reader in getattr(evidence, name)]
     path.write_bytes(orjson.dumps(plain))
 
 
 def load(path: Path) -> Evidence:
     plain = orjson.loads(path.read_bytes())
     plain["calls"] = [Call(**call) for call in plain["calls"]]
-    plain["readers"] = [Heard(**reader) for reader in plain["readers"]]
+    for name in HEARD:
+        plain[name] = [Heard(**reader) for reader in plain[name]]
     return Evidence(**plain)
 
 
+HEARD = ("readers", "listeners")
 FIELDS = frozenset(Evidence.__dataclass_fields__)
