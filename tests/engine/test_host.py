@@ -72,6 +72,17 @@ def noted(path: Path) -> list[int]:
     return [int(word) for word in path.read_text().split()]
 
 
+WAITS = "import os; from orchestrator_tasks.engine.host import own_input; print(os.get_blocking(own_input().fileno()))"
+
+
+def test_a_host_waits_for_its_call_also_when_its_caller_s_sockets_do_not_wait() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.settimeout(LONG)  # as every socket of beat has, by the default that Celery sets there
+        said = subprocess.run([sys.executable, "-c", WAITS], stdin=far, stderr=subprocess.PIPE, text=True, check=True)
+    assert said.stderr.strip() == "True"
+
+
 def test_a_call_is_answered_with_what_the_engine_says() -> None:
     assert call("calm") == {
         "ok": {
