@@ -72,7 +72,12 @@ def noted(path: Path) -> list[int]:
     return [int(word) for word in path.read_text().split()]
 
 
-WAITS = "import os; from orchestrator_tasks.engine.host import own_input; print(os.get_blocking(own_input().fileno()))"
+WAITS = """
+import os
+from orchestrator_tasks.engine.host import own_input
+control = own_input()
+print(os.get_blocking(control.fileno()))
+"""
 
 
 def test_a_host_waits_for_its_call_also_when_its_caller_s_sockets_do_not_wait() -> None:
