@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 
+from orchestrator_web.app import create_app
 from orchestrator_web.paging import write_cursor
 
 if __name__ == "__main__":
-    print(write_cursor({}, (datetime.fromisoformat(sys.argv[1]), sys.argv[2])))
+    with create_app().test_request_context("/tickets"):  # a cursor belongs to its endpoint
+        print(write_cursor({}, (datetime.fromisoformat(sys.argv[1]), sys.argv[2])))

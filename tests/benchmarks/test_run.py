@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator_cli.migrate import ROOT
 
-MEASURES = "creates,backlog"
+MEASURES = "creates,backlog,sizes"
 
 
 def test_a_quick_run_measures_every_system_and_writes_what_it_found(tmp_path: Path) -> None:
