@@ -43,12 +43,21 @@ def status(service: Service) -> None:
     """How it does: its state, what is paused and why, buffer, cadence, runs, publishing, and what stands still."""
     answer = service.get("/engine/status")
     stalls = [] if as_json() else find_stalls(service, answer)
-    show(answer, [*flat(answer), *(["", *stalls, "`orchestrator doctor` says more"] if stalls else [])])
+    show(answer, [*facts_of_status(answer), *(["", *stalls, "`orchestrator doctor` says more"] if stalls else [])])
+
+
+def facts_of_status(answer: dict[str, Any]) -> list[str]:
+    """The workers' engines in a few words each: `module version (2 workers)`."""
+    engines = [
+        f"{each['engine_module']} {each['engine_version'] or '-'} ({each['workers']} workers)"
+        for each in answer.get("engines", [])
+    ]
+    return flat({**answer, "engines": engines})
 
 
 def act(service: Service, verb: str) -> None:
     answer = service.post(f"/engine/{verb}")
-    show(answer, flat(answer))
+    show(answer, facts_of_status(answer))
 
 
 @engine.command()

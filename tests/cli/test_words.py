@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from models.engine.events import EVENT_TYPES
 from models.engine.states import RUN
 from models.engine.tables import MODES
-from orchestrator_cli.commands.engine import outputs, runs
+from orchestrator_cli.commands.engine import facts_of_status, outputs, runs
 from orchestrator_cli.main import main
 from orchestrator_cli.output import facts, table
 from orchestrator_cli.service import Service
@@ -90,6 +90,15 @@ def test_moments_are_read_in_utc_and_durations_with_their_unit(name: str, value:
     assert facts({name: value}) == [line]
     label, _, text = line.partition("  ")
     assert table([name], [{name: value}]) == [label.upper(), text]
+
+
+def test_the_workers_engines_are_told_in_words() -> None:
+    engines = [
+        {"engine_module": "new", "engine_version": "2.0", "workers": 1},
+        {"engine_module": "old", "engine_version": None, "workers": 3},
+    ]
+    assert facts_of_status({"engines": engines}) == ["engines  new 2.0 (1 workers),old - (3 workers)"]
+    assert facts_of_status({"engines": []}) == ["engines  -"]
 
 
 def test_a_followed_output_begins_with_its_symbol_and_its_moment() -> None:
