@@ -16,6 +16,7 @@ from tests.chaos.readers import OUTPUTS, Blocks, Messages, Reader
 from tests.cli.service import command
 from tests.service.waiting import eventually
 
+EXAMPLE = "examples.regime_engine.engine"
 LONGEST_COMMAND = 120
 CADENCE = "SELECT min(first_tick_ms) AS first_tick_ms FROM chaos_cadences"
 NOW_MS = "floor(extract(epoch FROM clock_timestamp()) * 1000)"
@@ -95,7 +96,7 @@ def replay_all(cluster: Cluster) -> dict[str, Any]:
     """What `orchestrator engine replay --verify` says of an export of everything."""
     file = str(cluster.home.with_name("runs.jsonl.gz"))
     exported = engine_command(cluster, "export", file)
-    replayed = engine_command(cluster, "replay", file, "--verify")
+    replayed = engine_command(cluster, "replay", file, "--verify", "--engine", EXAMPLE)
     return {**replayed, "exported": exported}
 
 

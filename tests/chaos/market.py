@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
     "ingestion_retry": {"min_delay_ms": 100, "max_delay_ms": 500, "max_attempts": 5},
     "buffer_retry": {"min_delay_ms": 100, "max_delay_ms": 500, "max_attempts": 5},
     "subscription": {"stream": INPUTS},
-    "output_publish": {"stream": OUTPUTS, "max_block_ms": 3000},
+    "output_publish": {"stream": OUTPUTS, "max_block_ms": 1000},
 }
 
 
