@@ -14,6 +14,7 @@ from models.engine.divergence import verify
 from models.engine.lines import FORMAT, BrokenExport, Writer
 from models.engine.replay import replay
 from models.kernel.errors import InvalidSettings
+from orchestrator_cli import migrate
 from tests.engine import desk
 from tests.engine.carried import carry_out, exported
 from tests.engine.desk import DELAY_MS, INTERVAL_MS, START_MS, inputs, trade
@@ -134,6 +135,17 @@ def test_an_export_from_before_there_were_epochs_is_read(database: str) -> None:
     assert b'"count": 2' in b"".join(
         text.encode().replace(b'\\"', b'"') for run in replay(made, both) for text in run.texts
     )
+
+
+def test_states_from_before_there_were_epochs_are_of_the_first(database: str) -> None:
+    configure(0)
+    desk.start()
+    desk.plan(START_MS)
+    tick(1)
+    migrate.downgrade(database, "0009")
+    migrate.upgrade(database)
+    tick(2)
+    assert states() == [(0, {"count": 1}), (0, {"count": 2})]
 
 
 @pytest.mark.parametrize("epoch", ["0", True, 1.5, None])
