@@ -266,12 +266,9 @@ def has_children() -> bool:
 
 
 def own_input() -> socket.socket:
-    """The socket that was standard input, where nothing that the engine reads or prints can reach it.
-
-    It waits, also when the caller's sockets have a timeout by default, which both ends of a pair then come with.
-    """
+    """The socket that was standard input, where nothing that the engine reads or prints can reach it."""
     control = socket.socket(fileno=os.dup(0))
-    control.setblocking(True)
+    control.setblocking(True)  # the caller's sockets may have a timeout by default, and then both ends came with it
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
