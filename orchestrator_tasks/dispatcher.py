@@ -26,6 +26,7 @@ from orchestrator_tasks.tempo import Tempo
 log = logging.getLogger(__name__)
 
 NOTICE_SECONDS = 0.2
+SENT_SECONDS = 1.0  # after which a message is with nobody who could begin: lost, or in a queue that counts by itself
 BUSY_PACE_SECONDS = 0.02  # while more may be ready than a queue's window holds
 
 
@@ -102,10 +103,11 @@ class Dispatcher:
         """Fill one queue up to its window, in order."""
         self.full.discard(queue)
         chosen = settings()
-        waiting = publisher.count_messages(queue)
-        together = self.tempos[queue].jobs_per_message(chosen.dispatch_window)
-        slots = (chosen.dispatch_window - waiting) * together
+        most, together = self.tempos[queue].plan(chosen.dispatch_window)
         with statement() as connection:
+            slots = most - publisher.count_messages(queue) * together
+            if together > 1:
+                slots = min(slots, most - backlog.count_sent(connection, queue, SENT_SECONDS, most))
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
         if len(ready) >= slots:
             self.full.add(queue)

@@ -1,20 +1,23 @@
-"""How many jobs a message of one queue carries: one, unless the queue drains fast.
+"""How many jobs of one queue are on their way at once, and how many share a message: more, the faster it drains.
 
-A message costs its sender, Redis, its worker and Flower more than a short job does. So a queue's window of messages
-holds about WORTH_SECONDS of work: as many jobs as it drained lately in that time, spread over the window. Long jobs
-drain slowly and go one by one, each to whoever is free first.
+A message costs its sender, Redis, its worker and Flower more than a short job does. So what is on its way to workers,
+sent and not taken, is WORTH_SECONDS of what the queue drained lately, in a few messages, and never less than the
+queue's window, nor more than MOST_WINDOWS of it. Long jobs drain slowly and go one by one, each to whoever is free
+first.
 """
 
 from __future__ import annotations
 
 from models.kernel import clock
 
-WORTH_SECONDS = 0.5
+WORTH_SECONDS = 0.2
+MESSAGES = 4  # that share it: for as many processes, and for those that hand some of it back
+MOST_WINDOWS = 10
 PERIOD_SECONDS = 0.25
 
 
 class Tempo:
-    """What one queue drained lately: whoever refills it up to the same window sends as many as were taken."""
+    """What one queue drained lately: whoever refills it sends as many as were taken. `most`: jobs in a message."""
 
     def __init__(self, most: int = 1) -> None:
         self.most = most
@@ -25,10 +28,12 @@ class Tempo:
     def note(self, sent: int) -> None:
         self.sent += sent
 
-    def jobs_per_message(self, window: int) -> int:
-        """At least one, at most `most`; the answer changes once a period."""
+    def plan(self, window: int) -> tuple[int, int]:
+        """Jobs that may be on their way, and jobs in a message; the answer changes once a period."""
         passed = clock.monotonic() - self.since
         if passed >= PERIOD_SECONDS:
             self.per_second = self.sent / passed
             self.since, self.sent = clock.monotonic(), 0
-        return max(1, min(self.most, int(self.per_second * WORTH_SECONDS / window)))
+        worth = int(self.per_second * WORTH_SECONDS)
+        together = max(1, min(self.most, worth // MESSAGES))
+        return (window if together == 1 else max(window, min(worth, MOST_WINDOWS * window))), together

@@ -81,6 +81,17 @@ _PICK = text(
 
 PICK = prepare(_PICK, {"queue": "text", "slots": "int", "aging": "float8", "aged_slots": "int"})
 
+SENT = prepare(
+    text(
+        """
+        SELECT count(*)::int AS sent FROM (
+            SELECT FROM jobs WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NOT NULL
+               AND dispatched_at > clock_timestamp() - make_interval(secs => :within) LIMIT :most) AS lately
+        """
+    ),
+    {"queue": "text", "within": "float8", "most": "int"},
+)
+
 _SEND_AGAIN = text(
     """
     WITH silent AS (
@@ -169,6 +180,11 @@ def pick_jobs(connection: Connection, queue: str, slots: int, aging_seconds: flo
     aged_slots = max(1, slots // AGING_SHARE)
     call = {"queue": queue, "slots": slots, "aging": aging_seconds, "aged_slots": aged_slots}
     return [Ready(**row) for row in PICK.run(connection, call)]
+
+
+def count_sent(connection: Connection, queue: str, within_seconds: float, most: int) -> int:
+    """How many jobs of a queue were sent lately and not taken yet, counted up to `most`."""
+    return int(SENT.run(connection, {"queue": queue, "within": within_seconds, "most": most})[0]["sent"])
 
 
 def send_again(connection: Connection, queue: str, slots: int, patience_seconds: float) -> int:

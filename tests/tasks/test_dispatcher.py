@@ -255,6 +255,22 @@ def test_a_window_that_was_filled_is_looked_at_again_without_any_hint(
         running.result(5)
 
 
+def test_a_fast_queue_has_no_more_on_its_way_than_its_plan_wherever_the_messages_are(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher.tempos[QUEUE], "plan", lambda _window: (6, 3))
+    for _ in range(9):
+        owed()
+    dispatcher.refill(QUEUE)
+    assert sum(lengths(valkey)) == 2
+    valkey.flushall()  # a worker has both messages, and has begun with none of their jobs
+    dispatcher.refill(QUEUE)
+    assert sum(lengths(valkey)) == 0
+    change("UPDATE jobs SET dispatched_at = dispatched_at - interval '2 seconds' WHERE dispatched_at IS NOT NULL")
+    dispatcher.refill(QUEUE)  # nobody has them, it seems
+    assert sum(lengths(valkey)) == 1
+
+
 def test_hints_name_the_queues_to_look_at(dispatcher: Dispatcher, valkey: redis.Redis) -> None:
     dispatcher.bell.listen()
     eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
