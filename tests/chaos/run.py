@@ -63,7 +63,8 @@ def carry_out(seed: int, seconds: float, keep: Path) -> int:
     say(figures(evidence, history))
     code = judge(evidence, f"repeat with: python -m tests.chaos --minutes {seconds / 60:g} --seed {seed}")
     if code == 0:
-        shutil.rmtree(keep / "home")  # databases are large; without a violation nobody looks for it in the logs
+        (keep / "home" / "logs").rename(keep / "logs")
+        shutil.rmtree(keep / "home")  # databases are large
     return code
 
 
