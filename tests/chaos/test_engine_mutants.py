@@ -16,55 +16,22 @@ from models.engine.canonical import canonical
 from models.engine.events import PUBLIC_TOPICS
 from models.engine.inputs import append_events
 from models.kernel import feed
-from models.kernel.backlog import wake_lanes
 from models.kernel.errors import Unavailable
 from models.kernel.feed import Follower, list_rows
 from models.kernel.session import statement, transaction
 from orchestrator_tasks.engine import ingest
 from orchestrator_tasks.engine.ingest import Subscription
 from tests.chaos import market
-from tests.chaos.checker import check
 from tests.chaos.conftest import Stage
 from tests.chaos.evidence import Heard
+from tests.chaos.room import INTERVAL_MS, START_MS, TIMER, Room, answer, finish_what_is_due
 from tests.chaos.test_mutants import Mutation, Patch, whole
 from tests.engine import carried, desk
 from tests.kernel.races import DEADLINE_SECONDS, waits_or_ends
 
 BTC, ETH = "BTC-USD", "ETH-USD"
-START_MS, INTERVAL_MS = desk.START_MS, desk.INTERVAL_MS
-TIMER = {"mode": "timer", "timer_interval_ms": INTERVAL_MS}
 ORDER = "runs of a symbol are carried out in the order of their timestamps"
 CUT = "a cut is what had come by its time"
-
-
-class Room:
-    """An engine that ticks every ten seconds of a clock set by hand, and what is sent to it in the history."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.batches = 0
-
-    def begin(self, **sections: Any) -> None:
-        desk.running(scheduler=TIMER, **sections)
-
-    def draft(self, *symbols: str) -> list[dict[str, Any]]:
-        """SnapshotInputs for the second tick, the first after the beginning at which something had come."""
-        self.batches += 1
-        timestamp = {"timestamp_ms": START_MS + INTERVAL_MS}
-        return [
-            market.event(f"b{self.batches}/{n}", symbol, "SnapshotInputs", timestamp)
-            for n, symbol in enumerate(symbols)
-        ]
-
-    def send(self, now_ms: int, *symbols: str) -> None:
-        body = self.draft(*symbols)
-        call = self.stage.history.begin("feeder", "append", {"batch": f"b{self.batches}", "body": body})
-        appended = desk.append(*body, now_ms=now_ms)
-        answer = {name: getattr(appended, name) for name in ("accepted", "first_ingest_seq", "last_ingest_seq")}
-        self.stage.history.end(call, 201, answer)
-
-    def promises(self, **others: Any) -> set[str]:
-        return {violation.promise for violation in check(self.stage.evidence(**others))}
 
 
 @pytest.fixture
@@ -188,23 +155,6 @@ def test_a_run_that_is_overtaken_while_it_rests_is_caught(
     finish_what_is_due()
     assert ORDER in room.promises() if broken else room.promises() == broken
 
-
-def finish_what_is_due() -> None:
-    """Carry out whatever is ready, one after the other, as workers do that answer the same to everything."""
-    with statement() as connection:
-        wake_lanes(connection)
-    while ready := desk.rows(DUE):
-        carried.carry_out_one(desk.take(ready[0]), answer)
-
-
-def answer(_request: Any) -> dict[str, Any]:
-    return {"ok": {"regime_output": desk.OUTPUT}}
-
-
-DUE = """
-    SELECT r.* FROM jobs j JOIN engine_runs r ON r.id = j.subject_id
-     WHERE NOT j.waits AND j.run_at <= clock_timestamp() ORDER BY r.number
-"""
 
 # outputs and their readers
 
