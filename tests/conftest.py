@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import psycopg2
@@ -18,6 +19,11 @@ from orchestrator_tasks.tickets.drivers import registry
 pytest_plugins = ["tests.servers"]
 
 numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works here and in every process that a test starts: a shell lets what it puts behind it ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def on_server(server: str, *statements: str) -> None:
