@@ -25,7 +25,7 @@ from orchestrator_cli.embedded.server import Server
 from orchestrator_cli.embedded.valkey import Valkey
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.migrate import ROOT
-from tests.chaos.market import CONFIG
+from tests.chaos.market import CONFIG, OUTPUTS
 from tests.chaos.plan import LEASE_SECONDS
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import INSTALL
@@ -194,6 +194,21 @@ class Cluster:
             except redis.RedisError:
                 return "it is down"
 
+    def clog(self, _victim: str) -> str:
+        """Something else has the name of the stream of outputs, which therefore takes none."""
+        with redis.Redis.from_url(redis_url(self.valkey.url())) as client:
+            try:
+                return str(client.set(OUTPUTS, "no stream"))
+            except redis.RedisError:
+                return "it is down"
+
+    def unclog(self, _victim: str) -> str:
+        with redis.Redis.from_url(redis_url(self.valkey.url())) as client:
+            try:
+                return str(client.delete(OUTPUTS) if client.type(OUTPUTS) == b"string" else "it is a stream")
+            except redis.RedisError:
+                return "it is down"
+
     def deploy(self) -> str:
         """Every process is told to end, one after the other, and another takes its place."""
         return " ".join(self.signal(self.service.pid_of(name), signal.SIGTERM) for name in ROLLING)
@@ -233,6 +248,7 @@ class Cluster:
         self.single()
         for victim in ("postgres", "valkey"):
             self.start_server(victim)
+        self.unclog("outputs")
 
     def wait_until_ready(self) -> None:
         eventually(self.service.is_ready, within=60, what="the service is ready")

@@ -30,6 +30,8 @@ def acts_of(cluster: Cluster) -> dict[str, Callable[[Stroke], Any]]:
         "delay": lambda stroke: proxies[stroke.victim].slow(stroke.amount),
         "half_open": lambda stroke: proxies[stroke.victim].half_open(),
         "clear": lambda stroke: proxies[stroke.victim].clear(),
+        "clog": lambda stroke: cluster.clog(stroke.victim),
+        "unclog": lambda stroke: cluster.unclog(stroke.victim),
         "deploy": lambda _stroke: cluster.deploy(),
         "double": lambda _stroke: cluster.double(),
         "single": lambda _stroke: cluster.single(),

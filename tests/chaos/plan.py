@@ -59,6 +59,7 @@ FAULTS = (
     *(Fault("cut", name) for name in ("postgres", "valkey")),
     *(Fault("delay", name, "clear", (3.0, 6.0), (0.02, 0.2)) for name in ("postgres", "valkey")),
     *(Fault("half_open", name, "clear", (4.0, 8.0)) for name in ("postgres", "valkey")),
+    Fault("clog", "outputs", "unclog", (3.0, 6.0)),
     Fault("deploy"),
     Fault("double", "all", "single", (6.0, 12.0)),
 )

@@ -39,7 +39,7 @@ def test_every_fault_ends_within_the_run_and_strokes_come_in_order(seed: int) ->
         if fault.end:
             ends = [stroke for stroke in plan if stroke.act == fault.end and stroke.victim == fault.victim]
             assert all(any(end.at >= begin.at for end in ends) for begin in begins)
-    assert endings == {"thaw", "start", "clear", "single", "flush_and_let_go"}
+    assert endings == {"thaw", "start", "clear", "single", "flush_and_let_go", "unclog"}
 
 
 def test_a_short_run_still_breaks_something() -> None:
