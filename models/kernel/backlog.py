@@ -32,10 +32,12 @@ class Ready:
 
 # Loose index scans over (priority, tenant) pairs that have ready jobs, then the heads of each.
 # SKIP LOCKED: a job that somebody is changing is looked at again next time; one of them must not hold the others up.
+# No commit is waited for: a pick that a crash of the database forgets is a message that is sent twice.
 _PICK = text(
     """
     WITH RECURSIVE gate AS MATERIALIZED (
-        SELECT pg_try_advisory_xact_lock(hashtext('orchestrator dispatch'), hashtext(:queue)) AS mine
+        SELECT pg_try_advisory_xact_lock(hashtext('orchestrator dispatch'), hashtext(:queue)) AS mine,
+               set_config('synchronous_commit', 'off', true)
     ), pairs AS (
         (SELECT priority, tenant FROM jobs
           WHERE (SELECT mine FROM gate) AND queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits

@@ -175,3 +175,15 @@ def test_a_pick_from_a_hundred_thousand_ready_jobs_touches_a_few_hundred(connect
         assert len(picked(connection, 24)) == 24
     # 40 pairs of priority and tenant, the 24 heads of each, and the row that ends each scan
     assert max(touched) < 40 * 24 * 3
+
+
+def test_a_pick_waits_for_no_disk_and_whoever_uses_its_connection_next_does(connection: Connection) -> None:
+    setting = text("SHOW synchronous_commit")
+    parcel.send(connection, "a", "b")
+    usual = connection.scalar(setting)
+    with transaction() as other:
+        other.execute(text("SET LOCAL synchronous_commit = on"))
+        assert picked(other, 1) == ["a"]
+        assert other.scalar(setting) == "off"
+    assert picked(connection, 1) == ["b"]
+    assert connection.scalar(setting) == usual
