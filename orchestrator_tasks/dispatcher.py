@@ -96,7 +96,7 @@ class Dispatcher:
                 again = backlog.send_again(connection, queue, slots, chosen.redispatch_seconds)
                 if again:
                     log.warning("messages were lost and are sent again", extra={"queue": queue, "jobs": again})
-            elif slots > 0:
+            else:  # also behind a window that is full: urgent ones fill it again and again
                 backlog.send_passed_over(connection, queue, slots, chosen.aging_seconds)
 
     def refill(self, queue: str) -> None:

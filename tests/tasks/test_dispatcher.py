@@ -330,3 +330,22 @@ def test_what_urgent_messages_pass_over_for_too_long_is_sent_anew_before_them_an
     for _ in range(3):
         dispatcher.refill_all()
     assert lengths(valkey) == [1, 3, 0, 1]
+
+
+def test_what_is_passed_over_is_sent_anew_although_the_window_is_always_full(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
+) -> None:
+    """Whoever fills it again at once leaves no moment at which it is not."""
+    set_to(dispatch_window=4, aging_seconds=60)
+    owed(priority="low")
+    dispatcher.refill_all()
+    grow_older(120)
+    urgent = [owed(priority="high") for _ in range(6)]
+    dispatcher.refill_all()
+    assert lengths(valkey) == [0, 3, 0, 1]
+    urgent[0].take()
+    for _ in range(2):  # a pace with a full window, then a message is taken and its place filled
+        dispatcher.refill_all()
+        valkey.rpop(publisher.lists_of(QUEUE)[1])
+        dispatcher.refill(QUEUE)
+    assert lengths(valkey)[0] == 1
