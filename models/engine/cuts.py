@@ -14,7 +14,11 @@ from models.engine.contract import SNAPSHOT_INPUTS
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """What a symbol's runs have come to: its first record, the end of its last cut, the timestamp of its last run."""
+    """What a symbol's runs have come to: its first record, the end of its last cut, the timestamp of its last run.
+
+    `first_seq` is that of the log where its own is no longer kept: of a symbol that was not configured for a while,
+    retention may have dropped what was in no cut yet.
+    """
 
     first_seq: int
     cut_end: int | None = None
@@ -22,7 +26,7 @@ class Last:
 
     @property
     def next_start(self) -> int:
-        return self.first_seq if self.cut_end is None else self.cut_end + 1
+        return max(self.first_seq, 0 if self.cut_end is None else self.cut_end + 1)
 
 
 def run_id(symbol: str, engine_timestamp_ms: int, cut_end_ingest_seq: int, engine_mode: str) -> str:

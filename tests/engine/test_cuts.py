@@ -28,6 +28,7 @@ def test_a_symbol_that_is_not_ascii_is_hashed_as_utf_8() -> None:
 def test_a_cut_begins_after_the_one_before_or_with_the_symbol_s_first_record() -> None:
     assert Last(5).next_start == 5
     assert Last(5, 9, 100).next_start == 10
+    assert Last(50, 9, 100).next_start == 50, "what lies between is kept no longer"
 
 
 @pytest.mark.parametrize("mode", ["truth", "hysteresis"])

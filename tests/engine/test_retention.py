@@ -11,6 +11,7 @@ from sqlalchemy import text
 from celeryconfig import SCHEDULES
 from models.engine.contract import Received
 from models.engine.inputs import append_events, count_records, find_cut_end
+from models.engine.queries import list_lasts
 from models.engine.retention import (
     forget_old_inputs,
     list_marks,
@@ -144,6 +145,14 @@ def test_a_symbol_that_is_configured_no_longer_keeps_nothing(log: str) -> None:
     cut(5)
     configure(max_records=ROOM, sources=[{"source_id": "binance", "symbols": ["ETH-USD"]}])
     assert tend() == [name(1)]
+
+
+def test_the_next_cut_of_a_symbol_that_comes_back_begins_with_what_is_kept(log: str) -> None:
+    cut(3)
+    configure(max_records=ROOM, sources=[{"source_id": "binance", "symbols": ["ETH-USD"]}])
+    tend()
+    with statement() as connection:
+        assert list_lasts(connection, ["BTC-USD"])["BTC-USD"].next_start == 11
 
 
 def test_what_a_mark_keeps_stays_until_it_is_removed(log: str, writer: Caller) -> None:
