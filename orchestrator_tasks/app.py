@@ -13,7 +13,7 @@ from celery import Celery, signals
 import celeryconfig
 from models.kernel import logs
 from models.kernel.errors import OrchestratorError
-from models.kernel.processes import Presence
+from models.kernel.processes import Presence, refuse_without_servers
 from models.kernel.schedules import declare
 from models.kernel.session import statement
 from orchestrator_tasks.keeper import keeper
@@ -42,6 +42,7 @@ def log_as_json(**_: Any) -> None:
 @signals.worker_init.connect
 def worker_is_made(sender: Any, **_: Any) -> None:
     """A worker that cannot call the engine must not take its runs: each would fail for good."""
+    refuse_without_servers()
     if role_of(sender.hostname) == "cpu":
         from orchestrator_tasks.engine.announce import begin_worker
 
@@ -94,6 +95,7 @@ def beat_starts(**_: Any) -> None:
     """Without a database there is nothing to tick for: end, and be started again."""
     from orchestrator_tasks.engine.config import accept_file
 
+    refuse_without_servers()
     try:
         with statement() as connection:
             declare(connection, celeryconfig.SCHEDULES)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from models.kernel import backlog, clock, logs
 from models.kernel.errors import OrchestratorError
 from models.kernel.jobs import REGISTRY, Held, Sweep, list_expired, list_lost
-from models.kernel.processes import Presence
+from models.kernel.processes import Presence, refuse_without_servers
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from orchestrator_tasks import hints, publisher
@@ -142,6 +142,7 @@ class Dispatcher:
 
 
 def main() -> None:
+    refuse_without_servers()
     logs.configure("dispatcher")
     app.loader.import_default_modules()
     dispatcher = Dispatcher()

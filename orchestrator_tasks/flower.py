@@ -6,7 +6,7 @@ import os
 
 from models.kernel import logs
 from models.kernel.parsers import is_loopback
-from models.kernel.processes import Presence
+from models.kernel.processes import Presence, refuse_without_servers
 from models.kernel.settings import settings
 from orchestrator_tasks.app import app
 
@@ -25,6 +25,7 @@ def arguments() -> list[str]:
 
 
 def main() -> None:
+    refuse_without_servers()
     logs.configure("flower")
     words = arguments()
     app.conf.broker_pool_limit = 2 * INSPECTIONS  # with fewer they wait for each other for ever

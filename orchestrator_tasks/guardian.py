@@ -22,7 +22,7 @@ from models.kernel.backlog import pick_jobs, send_again
 from models.kernel.company import go_alone
 from models.kernel.errors import OrchestratorError
 from models.kernel.listening import Listener
-from models.kernel.processes import Presence
+from models.kernel.processes import Presence, refuse_without_servers
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.tickets.estop import sweep_tickets
@@ -149,6 +149,7 @@ def run(over: threading.Event) -> None:
 
 
 def main() -> None:
+    refuse_without_servers()
     logs.configure("guardian")
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

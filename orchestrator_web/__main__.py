@@ -13,6 +13,7 @@ from typing import Any
 from models.kernel import clock, ids, logs
 from models.kernel.errors import OrchestratorError
 from models.kernel.ledger import note
+from models.kernel.processes import refuse_without_servers
 from models.kernel.session import dispose_engines, statement
 from models.kernel.settings import settings
 from models.kernel.tallies import count_states
@@ -77,6 +78,7 @@ def main() -> None:
             let_waiting_callers_go()
             super().signal_handler_interrupt(*args, **kwargs)
 
+    refuse_without_servers()
     chosen = settings()
     logs.configure("web")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(fresh_metrics_directory(chosen.home.absolute()))

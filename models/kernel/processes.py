@@ -14,6 +14,7 @@ from models.kernel.errors import OrchestratorError
 from models.kernel.job_parts import seconds
 from models.kernel.metadata import metadata
 from models.kernel.session import statement
+from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,20 @@ processes = Table(
     Column("beat_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     postgresql_with={"fillfactor": 50},
 )
+
+
+def refuse_without_servers() -> None:
+    """End a process that was started by itself and was not told its servers: it would ask for them for ever.
+
+    Raises SystemExit, and InvalidSettings when what it was told is wrong.
+    """
+    chosen = settings()
+    named = {"DATABASE_URL": chosen.database_url, "BROKER_URL": chosen.broker_url}
+    if missing := [name for name, url in named.items() if not url]:
+        raise SystemExit(
+            f"{' and '.join(missing)} must be set for a process that is started by itself; "
+            "`orchestrator up` starts servers of its own and all processes on them"
+        )
 
 
 def process_id(role: str) -> str:

@@ -12,7 +12,7 @@ import threading
 from typing import Protocol
 
 from models.kernel import clock, logs
-from models.kernel.processes import Presence
+from models.kernel.processes import Presence, refuse_without_servers
 from orchestrator_tasks.engine.ingest import Subscription
 from orchestrator_tasks.engine.publish import Publisher
 
@@ -52,6 +52,7 @@ def carry_on(duties: list[Duty], over: threading.Event) -> None:
 
 
 def main() -> None:
+    refuse_without_servers()
     logs.configure(ROLE)
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
