@@ -2,7 +2,8 @@
 
 In each round, on one embedded Postgres of its own, the same events go in batches, each with a commit of its own:
 by COPY of prepared text into a table of the same shape (the measure of it all), through `append_events`, once
-checked before and once with the check, and over HTTP into a real web process, from one client and from several.
+checked before and once with the check, and over HTTP into the web as it is shipped, two processes behind one port, from
+one client and from several.
 Three rounds, each beginning with another way; medians, and the ratio to COPY of the same round.
 """
 
@@ -196,7 +197,7 @@ def main() -> None:
             postgres.start()
             valkey.start()
             own = {"DATABASE_URL": postgres.url(), "BROKER_URL": valkey.url(), "PORT": str(port)}
-            os.environ |= {**own, "ORCHESTRATOR_HOME": f"{directory}/home", "ORCHESTRATOR_WEB_PROCESSES": "1"}
+            os.environ |= {**own, "ORCHESTRATOR_HOME": f"{directory}/home"}
             token = prepare(postgres.url())
             env = environment(**own, ORCHESTRATOR_HOME=f"{directory}/home", ORCHESTRATOR_WEB_PROCESSES="1")
             web = Running([sys.executable, "-m", "orchestrator_web"], Path(directory) / "web.log", env)
