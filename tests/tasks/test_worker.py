@@ -16,6 +16,7 @@ from orchestrator_cli.migrate import ROOT
 from orchestrator_tasks import publisher
 from orchestrator_tasks.app import app
 from orchestrator_tasks.dispatcher import Dispatcher
+from orchestrator_tasks.tickets import tasks  # noqa: F401 - registers what the tickets owe
 from tests.service.waiting import eventually
 from tests.tasks import nodes
 from tests.tasks.owed import Job, Owed, rows
