@@ -8,6 +8,7 @@ nothing waits long in one process's memory.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import Counter
@@ -19,12 +20,15 @@ from celery import current_task
 
 from models.kernel import clock
 from models.kernel.backlog import hand_back_jobs
+from models.kernel.errors import OrchestratorError
 from models.kernel.session import statement
 from orchestrator_tasks import hints
 from orchestrator_tasks.publisher import CORRELATION
 
 Order = tuple[int, str, str | None]
 """What a message says of a job: its id, its subject's, the correlation id."""
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -112,6 +116,10 @@ def told(ended: Counter[str]) -> str:
 
 
 def hand_back(orders: Sequence[Order]) -> None:
-    with statement() as connection:
-        hand_back_jobs(connection, [order[0] for order in orders])
+    """While the database is away they stay sent, and are sent again after a silence as what was lost is."""
+    try:
+        with statement() as connection:
+            hand_back_jobs(connection, [order[0] for order in orders])
+    except OrchestratorError as error:
+        log.warning("jobs could not be handed back", extra={"jobs": len(orders), "error": error.message})
     hints.owed()

@@ -80,8 +80,8 @@ def perform_all(orders: Sequence[Order], crew: Crew) -> Iterator[str]:
 def take_all(orders: Sequence[Order]) -> Sequence[Attempt | None]:
     try:
         return together.take([job_id for job_id, _, _ in orders])
-    except (Unavailable, Conflict) as error:
-        log.warning("taken one by one", extra={"error": error.message})
+    except Exception as error:  # one of them spoils it, or the database is away: the places are claimed already
+        log.warning("taken one by one", extra={"error": str(error)})
         return [None] * len(orders)
 
 
@@ -102,7 +102,16 @@ def settle_all(ends: Sequence[End]) -> Iterator[str]:
         settled = [None] * len(ends)
     for (attempt, outcome), row in zip(ends, settled, strict=True):
         with about_order(attempt.job_id, attempt.ticket_id, attempt.correlation_id):
-            yield settle(attempt, outcome) if row is None else tell(outcome, row)
+            yield settle_alone(attempt, outcome) if row is None else tell(outcome, row)
+
+
+def settle_alone(attempt: Attempt, outcome: Outcome) -> str:
+    """One that cannot be recorded at all keeps none of its companions from it; its lease runs out."""
+    try:
+        return settle(attempt, outcome)
+    except Exception:
+        log.exception("the outcome cannot be recorded")
+        return "not recorded"
 
 
 def about_order(_job_id: int, ticket_id: str, correlation_id: str | None) -> contextlib.AbstractContextManager[None]:

@@ -120,6 +120,15 @@ def test_what_goes_back_is_as_ready_as_if_it_had_never_been_sent(owed: Owed) -> 
 
 
 @pytest.mark.usefixtures("valkey")
+def test_what_cannot_be_handed_back_keeps_no_places(owed: Owed, away: threading.Event) -> None:
+    away.set()
+    crew = Crew(1)
+    for _ in range(3):
+        said = side_by_side(orders(2), crew, lambda some, of: itertools.chain(*of.carry_out([lambda: "completed"])))
+        assert said == "completed 1, handed back 1"
+
+
+@pytest.mark.usefixtures("valkey")
 def test_a_message_of_a_fast_queue_names_several_jobs(owed: Owed, time: Clock) -> None:
     made = [owed() for _ in range(7)]
     dispatcher = Dispatcher()
@@ -195,6 +204,23 @@ def test_a_statement_that_fails_for_all_is_followed_by_one_for_each(
     jobs = [owed(target=f"r-{number}") for number in range(3)]
     assert execute(jobs) == "completed 3"
     assert [job.topics().count("execution_completed") for job in jobs] == [1] * 3
+
+
+def test_an_outcome_that_cannot_be_recorded_keeps_none_of_its_companions_from_it(
+    driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, *good = [owed(target=f"r-{number}") for number in range(4)]
+    settle = together.settle
+
+    def refusing(ends: Sequence[together.End]) -> object:
+        if any(attempt.ticket_id == bad.ticket_id for attempt, _ in ends):
+            raise TypeError("no JSON")
+        return settle(ends)
+
+    monkeypatch.setattr(together, "settle", refusing)
+    monkeypatch.setattr(together.SETTLES, "together", refusing)
+    assert sorted(execute([bad, *good]).split(", ")) == ["completed 3", "not recorded 1"]
+    assert [job.ticket["state"] for job in good] == ["completed"] * 3
 
 
 def test_an_outcome_that_came_too_late_is_evidence_and_the_others_count(driver: Recorder, owed: Owed) -> None:
