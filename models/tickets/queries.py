@@ -179,11 +179,6 @@ def clearance_of(row: Mapping[str, Any]) -> Clearance:
     return Clearance(row["stop_owed"], emergency, row["lease_left"])
 
 
-def find_clearance(connection: Connection, job_id: int, fence: int, target: str) -> Clearance | None:
-    """As `find_clearances`, for one attempt; None when the lease is gone."""
-    return find_clearances(connection, [(job_id, fence, target)]).get(job_id)
-
-
 def is_held_by_stop(connection: Connection, job_id: int) -> bool:
     """Whether a motion that nobody has taken waits for a stop that its robot is owed."""
     mine = and_(jobs.c.subject_kind == TICKET.kind, jobs.c.subject_id == tickets.c.id)

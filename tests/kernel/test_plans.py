@@ -41,7 +41,7 @@ def carry_out(connection: Connection, caller: Caller) -> None:
     """Each act once, so that each is planned."""
     owe(connection, 2, caller)
     attempt = take(connection)
-    assert queries.find_clearance(connection, attempt.job_id, attempt.fence, attempt.target)
+    assert queries.find_clearances(connection, [(attempt.job_id, attempt.fence, attempt.target)])
     operations.release_ticket(connection, attempt, "worker:test")
     attempt = take(connection)
     operations.settle_ticket(connection, attempt, Outcome("completed", result={}), "worker:test")
