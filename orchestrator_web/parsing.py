@@ -41,6 +41,22 @@ def check_body() -> None:
         raise BadRequest(why, status=415, code="unsupported_media_type")
 
 
+def check_query() -> None:
+    """Before a view that knows no query: whoever sent one meant something by it. Raises Invalid, as the others do."""
+    _, asked = present()
+    if asked.query_string and not takes_query(current_app.view_functions[asked.endpoint or ""]):
+        StrictParser().parse(NoQuery(), asked, location="query")
+
+
+def takes_query(view: Any) -> bool:
+    described = getattr(view, "_apidoc", {}).get("arguments", {"parameters": []})
+    return any(each["in"] == "query" for each in described["parameters"])
+
+
+class NoQuery(marshmallow.Schema):
+    """No name is known."""
+
+
 class StrictParser(FlaskParser):
     """webargs with this service's errors."""
 

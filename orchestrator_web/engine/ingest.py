@@ -23,7 +23,7 @@ from orchestrator_web.compression import decode_body
 from orchestrator_web.idempotency import after_commit, creating
 from orchestrator_web.json import dumps
 from orchestrator_web.metrics import APPEND_FAILURES
-from orchestrator_web.parsing import ENGINE_EVENTS, JSON
+from orchestrator_web.parsing import ENGINE_EVENTS, JSON, check_query
 from orchestrator_web.problems import BadRequest
 
 MOST_EVENTS = 50_000
@@ -35,6 +35,7 @@ Numbered = Iterator[tuple[int, bytes]]
 View = Callable[..., Response]
 
 blueprint = Blueprint("engine_events", __name__, description="Raw market events that come in")
+blueprint.before_request(check_query)
 
 
 class Appended(Schema):

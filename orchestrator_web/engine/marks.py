@@ -14,13 +14,14 @@ from orchestrator_web.auth import requires
 from orchestrator_web.fields import StrictInteger
 from orchestrator_web.idempotency import creating
 from orchestrator_web.json import dumps
-from orchestrator_web.parsing import JSON, StrictParser
+from orchestrator_web.parsing import JSON, StrictParser, check_query
 
 GREATEST = 2**63 - 1
 NAME = validate.Regexp(r"^[A-Za-z0-9._:-]{1,64}(?![\s\S])", error="must be 1 to 64 letters, digits or . _ : -")
 
 blueprint = Blueprint("engine_marks", __name__, description="Records of the log that are kept")
 blueprint.ARGUMENTS_PARSER = StrictParser()
+blueprint.before_request(check_query)
 
 
 class MarkRequest(Schema):

@@ -24,7 +24,7 @@ from orchestrator_web.engine import answers, schemas
 from orchestrator_web.engine.streams import STREAM
 from orchestrator_web.json import dumps
 from orchestrator_web.openings import EARLIEST
-from orchestrator_web.parsing import StrictParser
+from orchestrator_web.parsing import StrictParser, check_query
 
 FILTERS = {"symbol": "symbol", "status": "state", "mode": "engine_mode", "from_": "from", "to": "to"}
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -32,6 +32,7 @@ RUN_ID = re.compile(r"[0-9a-f]{64}")
 
 blueprint = Blueprint("engine", __name__, description="Deterministic engine runs over an append-only log of events")
 blueprint.ARGUMENTS_PARSER = StrictParser()
+blueprint.before_request(check_query)
 
 
 def answer(body: Any, status: int = 200) -> Response:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from tests.engine import desk
 from tests.web.service import Api, assert_problem, each, key_with
@@ -201,3 +203,19 @@ def test_what_is_answered_is_what_the_document_says(api: Api) -> None:
         assert said is not None, (method, url, answer.status_code)
         content = resolved(document, said)["content"]
         check(document, content[answer.content_type]["schema"], answer.get_json())
+
+
+def test_a_query_name_that_a_path_does_not_know_is_refused_and_nothing_is_done(api: Api, app: Flask) -> None:
+    desk.configure()
+    before = desk.engine_row()
+    rules = [rule for rule in app.url_map.iter_rules() if rule.rule.startswith(("/engine/", "/ws/engine"))]
+    asked = {(rule.rule, method) for rule in rules for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+    assert len(asked) >= 17
+    for path, method in sorted(asked):
+        problem = assert_problem(api.call(method, re.sub("<.*>", "1", path) + "?unknown=1"), 422)
+        assert problem["errors"] == [{"pointer": "/unknown", "detail": "Unknown field."}], (method, path)
+    assert desk.engine_row() == before
+
+
+def test_who_asks_comes_before_what_is_asked_for(anonymous: Api) -> None:
+    assert_problem(anonymous.get("/engine/status?unknown=1"), 401)
