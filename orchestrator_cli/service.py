@@ -41,6 +41,7 @@ NEXT_STEPS = {
     "engine_drained": "`orchestrator engine start` goes on",
     "engine_degraded": "`orchestrator engine status` says what it waits for; it goes on by itself",
     "run_not_found": "`orchestrator engine runs` shows those that exist",
+    "run_id_ambiguous": "`orchestrator engine runs` shows them whole",
     "config_not_found": "`orchestrator engine config --accept FILE` gives the engine a configuration",
     "config_invalid": "`orchestrator engine config --check FILE` says the same without asking the service",
     "mark_not_found": "`orchestrator engine marks list` shows those that exist",

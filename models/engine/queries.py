@@ -19,11 +19,12 @@ from models.engine.tables import (
     engine_symbols,
     engine_totals,
 )
-from models.kernel.errors import NotFound
+from models.kernel.errors import Invalid, NotFound
 
 Row = RowMapping
 LIVE = sorted(RUN.states - ENDED)
 COUNT_CAP = 10_000
+ID_DIGITS, MORE_DIGITS = 64, 8
 FILTERS = ("symbol", "state", "engine_mode", "error_kind", "config_version")
 
 
@@ -38,11 +39,17 @@ def get_now(connection: Connection) -> int:
 
 
 def get_run(connection: Connection, run_id: str) -> Row:
-    """One run. Raises NotFound."""
-    row = connection.execute(select(engine_runs).where(engine_runs.c.id == run_id)).mappings().one_or_none()
-    if row is None:
-        raise NotFound(f"Run '{run_id[:64]}' not found", code="run_not_found")
-    return row
+    """One run, by its id or by the first digits of it. Raises NotFound, or Invalid when several begin with them."""
+    ids = engine_runs.c.id
+    alike = ids.between(run_id.ljust(ID_DIGITS, "0"), run_id.ljust(ID_DIGITS, "f"))
+    rows = connection.execute(select(engine_runs).where(alike).order_by(ids).limit(2)).mappings().all()
+    if not rows:
+        raise NotFound(f"Run '{run_id[:ID_DIGITS]}' not found", code="run_not_found")
+    if len(rows) > 1:
+        first, second = (row["id"][: len(run_id) + MORE_DIGITS] for row in rows)
+        why = f"Several runs begin with '{run_id}', as {first}... and {second}...: give more digits"
+        raise Invalid(why, errors=[{"pointer": "/run_id", "detail": "must name one run"}], code="run_id_ambiguous")
+    return rows[0]
 
 
 def list_runs(

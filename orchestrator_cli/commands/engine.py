@@ -171,7 +171,10 @@ def runs(service: Service, *, since: int | None, upto: int | None, **wanted: Any
 @click.argument("run_id")
 @asking
 def run(service: Service, run_id: str) -> None:
-    """One run: its cut, its attempts, what happened to it, what came of it."""
+    """One run: its cut, its attempts, what happened to it, what came of it.
+
+    RUN_ID is a run's id, or the first digits of it, while no other run's begins with them.
+    """
     found = service.get(f"/engine/runs/{quote(run_id, safe='')}")
     told = {name: value for name, value in found.items() if name not in {"history", "outputs"}}
     history = table(("at", "topic", "from", "to", "actor", "reason"), found["history"])

@@ -28,7 +28,7 @@ from orchestrator_web.parsing import StrictParser, check_query
 
 FILTERS = {"symbol": "symbol", "status": "state", "mode": "engine_mode", "from_": "from", "to": "to"}
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-RUN_ID = re.compile(r"[0-9a-f]{64}")
+RUN_ID = re.compile(r"[0-9a-f]{1,64}")
 
 blueprint = Blueprint("engine", __name__, description="Deterministic engine runs over an append-only log of events")
 blueprint.ARGUMENTS_PARSER = StrictParser()
@@ -174,15 +174,19 @@ def count(connection: Any, filters: dict[str, Any]) -> tuple[int, bool]:
 
 @blueprint.get("/engine/runs/<run_id>")
 @blueprint.response(200, schemas.RunWhole)
+@blueprint.alt_response(422, success=False)
 @requires("read")
 def get_run(run_id: str) -> Response:
-    """One run: its cut, its attempts and timings, what happened to it, and what came of it."""
+    """One run: its cut, its attempts and timings, what happened to it, and what came of it.
+
+    The first digits of its id will do, while no other run's begins with them.
+    """
     if not RUN_ID.fullmatch(run_id):
         raise NotFound("There is no such run", code="run_not_found")
     with statement() as connection:
         row = queries.get_run(connection, run_id)
-        history = list_history(connection, RUN.kind, run_id)
-        outputs = publications.list_outputs_of_run(connection, run_id)
+        history = list_history(connection, RUN.kind, row["id"])
+        outputs = publications.list_outputs_of_run(connection, row["id"])
     return answer(answers.whole_run(row, history, outputs))
 
 

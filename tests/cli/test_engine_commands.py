@@ -72,6 +72,7 @@ def engine(service: Running, *words: str, code: int = 0) -> Any:
 def test_a_run_is_listed_and_shown_with_its_outputs(service: Running, run_id: str) -> None:
     found = engine(service, "run", run_id)
     assert [output["event_type"] for output in found["outputs"]] == ["EngineRunStarted", "EngineRunCompleted"]
+    assert engine(service, "run", run_id[:16]) == found
     listed = run(service, "engine", "runs", "--symbol", "BTC-USD", "--limit", "1000").stdout
     assert run_id in listed
     shown = run(service, "engine", "run", run_id).stdout

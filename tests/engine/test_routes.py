@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
 import pytest
 from flask import Flask
 
+from models.engine.queries import get_run
+from models.kernel.session import statement
 from tests.engine import desk
+from tests.kernel.plans import rows_touched
 from tests.web.service import Api, assert_problem, each, key_with
 from tests.web.test_openapi import check, resolved
 
@@ -93,6 +97,29 @@ def test_a_run_is_answered_with_its_cut_its_history_and_its_outputs(api: Api) ->
 @each("run_id", [UNKNOWN_RUN, "x", "A" * 64, "%00", "a" * 5000])
 def test_an_unknown_run_is_not_found(api: Api, run_id: str) -> None:
     assert_problem(api.get(f"/engine/runs/{run_id}"), 404)
+
+
+def multiply(run: dict[str, Any]) -> None:
+    """Two thousand runs more like this one, of the ids that the numbers from 1 on hash to."""
+    others = ", ".join(name for name in run if name not in {"id", "number"})
+    hashed = "encode(sha256(convert_to(n::text, 'UTF8')), 'hex')"
+    desk.change(
+        f"INSERT INTO engine_runs (id, {others}) SELECT {hashed}, {others} FROM engine_runs, generate_series(1, 2000) n"
+    )
+
+
+def test_the_first_digits_of_an_id_name_a_run_while_no_other_begins_with_them(api: Api) -> None:
+    multiply(finished_run(api))
+    first = hashlib.sha256(b"1").hexdigest()
+    with statement() as connection, rows_touched(connection) as touched:
+        assert get_run(connection, first[:12])["id"] == first
+        assert sum(touched) <= 2
+    assert api.get(f"/engine/runs/{first[:12]}").get_json() == api.get(f"/engine/runs/{first}").get_json()
+    problem = assert_problem(api.get(f"/engine/runs/{first[:1]}"), 422)
+    assert problem["code"] == "run_id_ambiguous"
+    assert problem["errors"][0]["pointer"] == "/run_id"
+    assert f"Several runs begin with '{first[:1]}'" in problem["detail"]
+    assert_problem(api.get("/engine/runs/0123456789ab"), 404)
 
 
 def test_runs_are_listed_newest_first_and_paged_without_gap_or_double(api: Api) -> None:
