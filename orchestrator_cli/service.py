@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -73,7 +71,6 @@ class Service:
     def __init__(self, url: str, token: str) -> None:
         self.url = url
         self.token = token
-        self.answered_at = ""
 
     @classmethod
     def found(cls, url: str | None, token: str | None) -> Service:
@@ -121,15 +118,7 @@ class Service:
             raise self.silent(error) from None
         except (ValueError, httpx.InvalidURL) as error:
             raise WrongUsage(f"this cannot be sent: {error}") from None
-        self.answered_at = answer.headers.get("date", "")
         return content_of(answer, f"{method} {path}")
-
-    def now_ms(self) -> int:
-        """The service's clock at its last answer, to the second; this machine's when that told none."""
-        try:
-            return 1000 * int(email.utils.parsedate_to_datetime(self.answered_at).timestamp())
-        except ValueError:
-            return int(1000 * time.time())
 
     def silent(self, error: Exception) -> ServiceUnreachable:
         reason = str(error) or type(error).__name__

@@ -23,7 +23,7 @@ WITHOUT = {
 def find_stalls(service: Service, status: dict[str, Any]) -> list[str]:
     """A line for each, the missing parts first; what it takes beside the engine's status is asked of the service."""
     lines = [f"{part} is missing: {WITHOUT[part]}" for part in missing_parts(service) if part in WITHOUT]
-    overdue = overdue_ms(status, service.now_ms())
+    overdue = status["scheduler"]["overdue_ms"]
     if overdue > LONGEST_OVERDUE_MS:
         lines.append(f"the next tick is {duration(overdue)} overdue: nobody plans it, or many are made up for")
     return lines
@@ -36,10 +36,3 @@ def missing_parts(service: Service) -> list[str]:
     except ServiceUnreachable as error:
         answer = error.problem
     return [str(part) for part in answer.get("missing", [])]
-
-
-def overdue_ms(status: dict[str, Any], now_ms: int) -> int:
-    """For how long a tick has been due that a running engine has not planned."""
-    due = status["scheduler"]["next_tick_ms"]
-    waits = status["state"] == "running" and not status["scheduling_paused"] and due is not None
-    return max(0, now_ms - due) if waits else 0

@@ -16,7 +16,7 @@ from models.engine.states import DEGRADED, DRAINED, ENGINE, INIT, RUNNING, STOPP
 from models.engine.tables import engine_configs, engine_control
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, NotFound
-from models.kernel.ledger import note
+from models.kernel.ledger import ledger, note
 from models.kernel.transition import Rows, Subject, Told, Transition
 
 SUBJECT = Subject(ENGINE, engine_control)
@@ -132,6 +132,16 @@ def set_ingestion(connection: Connection, paused: bool, why: str) -> bool:
         return False
     tell(connection, INGESTION_PAUSED if paused else INGESTION_RESUMED, SERVICE, {"why": why})
     return True
+
+
+def find_ingestion_reason(connection: Connection) -> str | None:
+    """Why no events are read from the stream; None while they are."""
+    if not get_status(connection)["ingestion_paused"]:
+        return None
+    told = ledger.c.subject_kind == ENGINE.kind, ledger.c.subject_id == ENGINE_ID, ledger.c.topic == INGESTION_PAUSED
+    why = select(ledger.c.body["why"].astext).where(*told).order_by(ledger.c.seq.desc()).limit(1)
+    found: str | None = connection.scalar(why)
+    return found
 
 
 def tell(connection: Connection, topic: str, actor: str, body: Mapping[str, Any]) -> None:

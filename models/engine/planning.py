@@ -20,8 +20,7 @@ from models.engine.control import get_config, tell
 from models.engine.cuts import Last, is_runnable, run_id
 from models.engine.delays import retry_delays
 from models.engine.inputs import close_time, count_records, find_cut_end
-from models.engine.queries import Row, get_now, get_status, list_lasts
-from models.engine.states import RUNNING
+from models.engine.queries import Row, get_now, get_status, is_planning, list_lasts
 from models.engine.tables import engine_control
 from models.engine.transitions import PLAN
 from models.kernel.session import statement, transaction
@@ -63,10 +62,6 @@ def plan_runs(now_ms: int | None = None) -> Pass:
         close_time(connection, now)
     with transaction() as connection:
         return plan_ticks(connection, now)
-
-
-def is_planning(status: Row) -> bool:
-    return status["state"] == RUNNING and not status["scheduling_paused"]
 
 
 def plan_ticks(connection: Connection, now_ms: int) -> Pass:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, case, cast, func, select
 
 from models.engine.cuts import Last
-from models.engine.states import ENDED, RUN
+from models.engine.states import ENDED, RUN, RUNNING
 from models.engine.tables import (
     engine_appends,
     engine_configs,
@@ -112,6 +112,16 @@ def list_lasts(connection: Connection, symbols: Sequence[str]) -> dict[str, Last
 def get_status(connection: Connection) -> Row:
     """The engine's own row: its state, its cadence, its pauses."""
     return connection.execute(select(engine_control)).mappings().one()
+
+
+def is_planning(status: Row) -> bool:
+    return status["state"] == RUNNING and not status["scheduling_paused"]
+
+
+def overdue_ms(status: Row, now_ms: int) -> int:
+    """For how long a tick has been due that nobody has planned, and somebody should have."""
+    due = status["next_tick_ms"]
+    return max(0, now_ms - due) if is_planning(status) and due is not None else 0
 
 
 def find_config_row(connection: Connection, version: int | None = None) -> Row | None:

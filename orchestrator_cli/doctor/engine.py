@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from models.engine.config import Config
-from models.engine.control import get_config
+from models.engine.control import find_ingestion_reason, get_config
 from models.engine.inputs import partition_rows
 from models.engine.publications import count_pending, find_publication
-from models.engine.queries import get_buffer, get_status
+from models.engine.queries import get_buffer, get_status, is_planning, overdue_ms
 from models.engine.states import DEGRADED, RUNNING
 from models.engine.workers import Running, find_misfits, list_engines
 from models.kernel.errors import OrchestratorError, Unavailable
@@ -94,7 +94,7 @@ def findings(connection: Connection) -> list[Finding]:
     found = [configuration(control, configured, list_engines(connection))]
     if configured is not None:
         config, buffer = configured[1], get_buffer(connection)
-        found += [state(control), depth(buffer, config), room(connection, config)]
+        found += [state(control, find_ingestion_reason(connection)), depth(buffer, config), room(connection, config)]
         found += [cadence(control, config, buffer["now_ms"]), *outputs(connection, config)]
     return found
 
@@ -113,8 +113,8 @@ def configuration(control: Mapping[str, Any], configured: tuple[int, Config] | N
     return Finding("engine configuration", OK, found)
 
 
-def state(control: Mapping[str, Any]) -> Finding:
-    now, why = control["state"], control["paused_why"]
+def state(control: Mapping[str, Any], unread: str | None) -> Finding:
+    now, why = control["state"], "; ".join(each for each in (control["paused_why"], unread) if each)
     found = f"{now}: {why}" if why else str(now)
     return judge("engine state", now == RUNNING and not why, found, NEXT.get(now, "it goes on by itself"), WARN)
 
@@ -141,9 +141,9 @@ def room(connection: Connection, config: Config) -> Finding:
 
 def cadence(control: Mapping[str, Any], config: Config, now_ms: int) -> Finding:
     """How far the planner is behind what is due; a paused one waits for something else."""
-    if control["state"] != RUNNING or control["next_tick_ms"] is None:
+    if not is_planning(control) or control["next_tick_ms"] is None:
         return Finding("engine cadence", OK, "nothing is planned now")
-    late = max(0, now_ms - control["next_tick_ms"])
+    late = overdue_ms(control, now_ms)
     lag = "-" if control["lag_ms"] is None else control["lag_ms"]
     found = (
         f"every {config.scheduler.interval_ms} ms, the last tick was {lag} ms late, {control['missed_ticks']} missed"

@@ -88,11 +88,13 @@ class Subscription:
         try:
             if clock.monotonic() >= self.next_look:
                 self.look()
-            if self.config is None or not self.config.subscription.stream:
+            if self.config is None:
                 return LOOK_SECONDS
-            self.step(self.config)
+            reads = bool(self.config.subscription.stream)
+            if reads:
+                self.step(self.config)
             self.succeed()
-            return 0.0
+            return 0.0 if reads else LOOK_SECONDS
         except redis.RedisError as error:
             return self.lose_stream(error)
         except Unavailable as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.engine import queries, workers
+from models.engine import control, queries, workers
 from models.engine.publications import COUNT_CAP, count_pending, find_publication
 from models.engine.states import RUN, RUNNING
 from models.kernel.tallies import count_states
@@ -19,8 +19,9 @@ SAME = tuple(name for name in schemas.RunRecord._declared_fields if name not in 
 
 def read_health(connection: Any) -> dict[str, Any]:
     """The contract's HealthStatus, and why something is paused."""
-    control, buffer = queries.get_status(connection), queries.get_buffer(connection)
-    return health(control, buffer, body_of_config(connection)["buffer_retention"]["max_records"])
+    status, buffer = queries.get_status(connection), queries.get_buffer(connection)
+    unread = control.find_ingestion_reason(connection)
+    return health(status, buffer, body_of_config(connection)["buffer_retention"]["max_records"], unread)
 
 
 def body_of_config(connection: Any) -> dict[str, Any]:
@@ -30,21 +31,22 @@ def body_of_config(connection: Any) -> dict[str, Any]:
 
 def read_status(connection: Any) -> dict[str, Any]:
     """How the engine does at this moment."""
-    control, buffer = queries.get_status(connection), queries.get_buffer(connection)
-    body = body_of_config(connection)
+    status, buffer = queries.get_status(connection), queries.get_buffer(connection)
+    body, unread = body_of_config(connection), control.find_ingestion_reason(connection)
     counts = count_states(connection, RUN.kind)
     engines = workers.list_engines(connection)
     return {
-        **health(control, buffer, body["buffer_retention"]["max_records"]),
-        "config_version": control["config_version"],
-        "config_error": control["config_error"] or "\n".join(workers.find_misfits(engines, options_of(body))) or None,
+        **health(status, buffer, body["buffer_retention"]["max_records"], unread),
+        "config_version": status["config_version"],
+        "config_error": status["config_error"] or "\n".join(workers.find_misfits(engines, options_of(body))) or None,
         "engine_module": engines[0].module if engines else None,
         "engine_version": engines[0].version if engines else None,
         "engines": [engine_facts(each) for each in engines],
         "buffer": buffer_facts(buffer, body["buffer_retention"]["max_records"]),
-        "scheduler": {"mode": body["scheduler"]["mode"], **scheduler_facts(control)},
+        "subscription": {**stream_of(body), "paused": status["ingestion_paused"], "paused_why": unread},
+        "scheduler": {"mode": body["scheduler"]["mode"], **scheduler_facts(status, buffer["now_ms"])},
         "runs": {state: counts.get(state, 0) for state in schemas.STATES},
-        "publish": publish_facts(connection, control, buffer["now_ms"], body["output_publish"]["stream"] or None),
+        "publish": publish_facts(connection, status, buffer["now_ms"], body["output_publish"]["stream"] or None),
     }
 
 
@@ -52,6 +54,7 @@ NOTHING: dict[str, Any] = {
     "buffer_retention": {"max_records": None},
     "scheduler": {"mode": None},
     "engine": {"hysteresis": None},
+    "subscription": {"stream": "", "group": ""},
     "output_publish": {"stream": None},
 }
 """What an engine without a configuration is told to do."""
@@ -66,17 +69,17 @@ def engine_facts(engine: workers.Running) -> dict[str, Any]:
     return {"engine_module": engine.module, "engine_version": engine.version, "workers": engine.workers}
 
 
-def health(control: Row, buffer: Row, capacity: int | None) -> dict[str, Any]:
-    """A full buffer pauses ingestion by itself."""
+def health(status: Row, buffer: Row, capacity: int | None, unread: str | None) -> dict[str, Any]:
+    """A full buffer pauses ingestion by itself. `unread`: why nothing is read from the stream."""
     full = capacity is not None and buffer["depth"] >= capacity
-    ingestion_paused = control["ingestion_paused"] or full
-    why = [control["paused_why"]] if control["paused_why"] else []
+    ingestion_paused = status["ingestion_paused"] or full
+    why = [each for each in (status["paused_why"], unread) if each]
     why += [f"the buffer holds {buffer['depth']} of {capacity} records"] if full else []
     return {
-        "ready": control["state"] == RUNNING and not ingestion_paused and not control["scheduling_paused"],
-        "state": control["state"],
+        "ready": status["state"] == RUNNING and not ingestion_paused and not status["scheduling_paused"],
+        "state": status["state"],
         "ingestion_paused": ingestion_paused,
-        "scheduling_paused": control["scheduling_paused"],
+        "scheduling_paused": status["scheduling_paused"],
         "paused_why": "; ".join(why) or None,
     }
 
@@ -91,36 +94,43 @@ def buffer_facts(buffer: Row, capacity: int | None) -> dict[str, Any]:
     }
 
 
-def scheduler_facts(control: Row) -> dict[str, Any]:
+def stream_of(body: dict[str, Any]) -> dict[str, Any]:
+    """The stream that events are read from, and as which group; null without one."""
+    chosen = body["subscription"]
+    return {"stream": chosen["stream"] or None, "group": chosen["group"] if chosen["stream"] else None}
+
+
+def scheduler_facts(status: Row, now_ms: int) -> dict[str, Any]:
     return {
-        "next_tick_ms": control["next_tick_ms"],
-        "last_tick_ms": control["last_tick_ms"],
-        "lag_ms": control["lag_ms"],
-        "ticks": control["ticks"],
-        "skipped": control["skipped_ticks"],
-        "missed": control["missed_ticks"],
+        "next_tick_ms": status["next_tick_ms"],
+        "last_tick_ms": status["last_tick_ms"],
+        "lag_ms": status["lag_ms"],
+        "overdue_ms": queries.overdue_ms(status, now_ms),
+        "ticks": status["ticks"],
+        "skipped": status["skipped_ticks"],
+        "missed": status["missed_ticks"],
     }
 
 
-def publish_facts(connection: Any, control: Row, now_ms: int, stream: str | None) -> dict[str, Any]:
+def publish_facts(connection: Any, status: Row, now_ms: int, stream: str | None) -> dict[str, Any]:
     publication: Row = find_publication(connection) or {}
     pending = count_pending(connection, COUNT_CAP + 1) if stream else 0
     return {
         "stream": stream,
         "pending": min(pending, COUNT_CAP),
         "pending_is_estimate": pending > COUNT_CAP,
-        "blocked_ms": blocked_ms(control, now_ms),
-        "blocks": control["blocks"],
+        "blocked_ms": blocked_ms(status, now_ms),
+        "blocks": status["blocks"],
         "published": publication.get("published", 0),
         "last_seq": publication.get("seq"),
         "last_error": publication.get("last_error"),
     }
 
 
-def blocked_ms(control: Row, now_ms: int) -> int:
+def blocked_ms(status: Row, now_ms: int) -> int:
     """For how long publishing has paused the planning of runs, up to now."""
-    since = control["blocked_at"]
-    return int(control["blocked_ms"]) + (max(0, now_ms - int(since.timestamp() * 1000)) if since else 0)
+    since = status["blocked_at"]
+    return int(status["blocked_ms"]) + (max(0, now_ms - int(since.timestamp() * 1000)) if since else 0)
 
 
 def run(row: Row) -> dict[str, Any]:

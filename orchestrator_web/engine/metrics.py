@@ -51,10 +51,14 @@ def families(connection: Any, tallies: Tallies) -> Iterator[Metric]:
             told[row.kind, row.name] += int(row.value)
     row, buffer = queries.get_status(connection), queries.get_buffer(connection)
     yield from of_ingest(queries.list_totals(connection), buffer)
-    yield from of_scheduler(row)
+    yield from of_scheduler(row, buffer["now_ms"])
     yield from of_runs(mine, told)
     yield from of_publishing(told, find_publication(connection) or {})
     yield from of_backpressure(told, row, buffer["now_ms"])
+    if answers.stream_of(answers.body_of_config(connection))["stream"]:
+        yield gauge(
+            "orchestrator_subscription_paused", "Whether its stream is not read", float(row["ingestion_paused"])
+        )
     ready = answers.read_health(connection)["ready"]
     yield gauge("orchestrator_engine_ready", "Whether the engine runs and nothing is paused", float(ready))
 
@@ -87,12 +91,14 @@ def of_ingest(totals: Iterable[Mapping[str, Any]], buffer: Mapping[str, Any]) ->
     yield gauge("orchestrator_buffer_age_ms", "Age of the oldest record that is kept", buffer["age_ms"])
 
 
-def of_scheduler(row: Mapping[str, Any]) -> Iterator[Metric]:
+def of_scheduler(row: Mapping[str, Any], now_ms: int) -> Iterator[Metric]:
     yield CounterMetricFamily("orchestrator_scheduler_ticks", "Ticks that were planned", value=row["ticks"])
     yield CounterMetricFamily("orchestrator_scheduler_missed", "Ticks too old to be planned", value=row["missed_ticks"])
     skipped = "Symbols at ticks with nothing new for them"
     yield CounterMetricFamily("orchestrator_scheduler_skipped", skipped, value=row["skipped_ticks"])
     yield gauge("orchestrator_scheduler_lag_ms", "How late the last tick was planned", row["lag_ms"])
+    overdue = "For how long a tick has been due that nobody has planned"
+    yield gauge("orchestrator_scheduler_overdue_ms", overdue, queries.overdue_ms(row, now_ms))
 
 
 def of_runs(mine: Tallies, told: Mapping[tuple[str, str], int]) -> Iterator[Metric]:

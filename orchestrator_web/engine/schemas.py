@@ -186,12 +186,22 @@ class Buffer(Schema):
     last_ingest_seq = fields.Integer(required=True, metadata={"description": "of the newest ever; 0: none came yet"})
 
 
+class Subscription(Schema):
+    stream = fields.String(required=True, allow_none=True, metadata={"description": "null: none is read"})
+    group = fields.String(required=True, allow_none=True, metadata={"description": "as which it is read"})
+    paused = fields.Boolean(required=True, metadata={"description": "true: it could not be read, or not be appended"})
+    paused_why = fields.String(required=True, allow_none=True)
+
+
 class Scheduler(Schema):
     mode = fields.String(required=True, allow_none=True, validate=validate.OneOf(CUT_KINDS))
     next_tick_ms = fields.Integer(required=True, allow_none=True)
     last_tick_ms = fields.Integer(required=True, allow_none=True)
     lag_ms = fields.Integer(
         required=True, allow_none=True, metadata={"description": "how late the last tick was planned"}
+    )
+    overdue_ms = fields.Integer(
+        required=True, metadata={"description": "for how long a tick has been due that nobody has planned; 0: none is"}
     )
     ticks = fields.Integer(required=True)
     skipped = fields.Integer(required=True, metadata={"description": "symbols at ticks with nothing new for them"})
@@ -249,6 +259,7 @@ class EngineStatus(Schema):
         metadata={"description": "of all workers that are alive: several while one engine takes another's place"},
     )
     buffer = fields.Nested(Buffer, required=True)
+    subscription = fields.Nested(Subscription, required=True)
     scheduler = fields.Nested(Scheduler, required=True)
     runs = fields.Nested(RunCounts, required=True)
     publish = fields.Nested(Publish, required=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from models.engine.control import pause_ingestion
+from models.kernel.session import transaction
 from orchestrator_cli.doctor import engine
 from orchestrator_cli.doctor.findings import FAIL, OK, WARN, Finding
 from tests.engine import desk
@@ -47,6 +49,14 @@ def test_an_engine_that_is_stopped_says_what_to_do() -> None:
     desk.change("UPDATE engine_control SET state = 'stopped'")
     assert found()["state"].verdict == WARN
     assert "engine reset" in found()["state"].next_step
+
+
+@pytest.mark.usefixtures("database")
+def test_a_subscription_that_is_paused_says_why() -> None:
+    desk.running(subscription={"stream": "market"})
+    with transaction() as connection:
+        pause_ingestion(connection, "the stream is away")
+    assert (found()["state"].verdict, found()["state"].found) == (WARN, "running: the stream is away")
 
 
 @pytest.mark.usefixtures("database")

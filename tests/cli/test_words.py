@@ -16,7 +16,7 @@ from orchestrator_cli.commands.engine import facts_of_status, outputs, runs
 from orchestrator_cli.main import main
 from orchestrator_cli.output import facts, table
 from orchestrator_cli.service import Service
-from orchestrator_cli.stalls import overdue_ms
+from orchestrator_cli.stalls import find_stalls
 from orchestrator_cli.watching import line_of_output
 
 NOON_MS = 1_795_262_400_000  # 2026-11-21
@@ -106,24 +106,15 @@ def test_a_followed_output_begins_with_its_symbol_and_its_moment() -> None:
     assert line_of_output(event).startswith("BTC-USD  2026-11-21T12:00:00Z  EngineRunStarted")
 
 
-@pytest.mark.parametrize(
-    ("state", "paused", "due", "expected"),
-    [
-        ("running", False, NOON_MS - 30_000, 30_000),
-        ("running", False, NOON_MS + 30_000, 0),
-        ("running", False, None, 0),
-        ("running", True, NOON_MS - 30_000, 0),
-        ("drained", False, NOON_MS - 30_000, 0),
-    ],
-)
-def test_a_tick_is_overdue_only_for_an_engine_that_would_plan_it(
-    state: str, paused: bool, due: int | None, expected: int
-) -> None:
-    status = {"state": state, "scheduling_paused": paused, "scheduler": {"next_tick_ms": due}}
-    assert overdue_ms(status, NOON_MS) == expected
+class Told(Service):
+    """A service of which no part is missing."""
+
+    def get(self, path: str, **params: Any) -> Any:
+        return {"status": "ready", "missing": []}
 
 
-def test_the_services_clock_counts_and_not_this_machines() -> None:
-    service = Service("http://nowhere", "x")
-    service.answered_at = "Sat, 21 Nov 2026 12:00:00 GMT"
-    assert service.now_ms() == NOON_MS
+def test_a_tick_that_is_far_overdue_stands_still_and_one_that_is_a_little_late_does_not() -> None:
+    service = Told("http://nowhere", "x")
+    assert find_stalls(service, {"scheduler": {"overdue_ms": 10_000}}) == []
+    (line,) = find_stalls(service, {"scheduler": {"overdue_ms": 30_000}})
+    assert line.startswith("the next tick is 30 s overdue")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from models.engine.control import pause_ingestion, resume_ingestion
+from models.kernel.session import transaction
 from tests.engine import desk
+from tests.engine.test_metrics import value
 from tests.web.service import Api, assert_problem
+from tests.web.test_telemetry import samples
 
 
 def act(api: Api, *acts: str) -> str:
@@ -92,6 +96,49 @@ def test_the_status_counts_records_ticks_and_runs(api: Api) -> None:
     assert scheduler["lag_ms"] == 1
     assert status["runs"]["planned"] == 1
     assert status["publish"]["stream"] == "outputs"
+
+
+@pytest.mark.parametrize(
+    ("change", "least_ms"),
+    [
+        ("next_tick_ms = extract(epoch FROM clock_timestamp()) * 1000 - 30000", 30_000),
+        ("next_tick_ms = extract(epoch FROM clock_timestamp()) * 1000 + 30000", 0),
+        ("next_tick_ms = NULL", 0),
+        ("state = 'drained'", 0),
+        ("state = 'degraded', scheduling_paused = true", 0),
+    ],
+)
+def test_a_tick_is_overdue_only_for_an_engine_that_would_plan_it(api: Api, change: str, least_ms: int) -> None:
+    desk.running()
+    desk.change(f"UPDATE engine_control SET {change}")
+    overdue = api.get("/engine/status").get_json()["scheduler"]["overdue_ms"]
+    assert least_ms <= overdue < (least_ms + 10_000 if least_ms else 1)
+    assert value(samples(api), "orchestrator_scheduler_overdue_ms") == pytest.approx(overdue, abs=10_000)
+
+
+def test_a_paused_subscription_says_why_wherever_the_engine_is_told_to_be_unready(api: Api) -> None:
+    desk.running(subscription={"stream": "market", "group": "desk"})
+    subscription = {"stream": "market", "group": "desk", "paused": False, "paused_why": None}
+    assert api.get("/engine/status").get_json()["subscription"] == subscription
+    for why in ("it was away before", "The stream cannot be read: it is away"):
+        with transaction() as connection:
+            resume_ingestion(connection)
+            pause_ingestion(connection, why)
+    status = api.get("/engine/status").get_json()
+    assert status["subscription"] == {**subscription, "paused": True, "paused_why": why}
+    assert status["paused_why"] == why
+    assert api.get("/readyz").get_json()["engine"]["paused_why"] == why
+    assert value(samples(api), "orchestrator_subscription_paused") == 1
+    with transaction() as connection:
+        resume_ingestion(connection)
+    assert api.get("/engine/status").get_json()["subscription"] == subscription
+    assert value(samples(api), "orchestrator_subscription_paused") == 0
+
+
+def test_an_engine_that_reads_no_stream_has_no_subscription(api: Api) -> None:
+    desk.running()
+    assert api.get("/engine/status").get_json()["subscription"]["stream"] is None
+    assert "orchestrator_subscription_paused" not in samples(api)
 
 
 def test_outputs_that_the_stream_was_not_given_are_counted(api: Api) -> None:

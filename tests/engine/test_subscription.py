@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import redis
 
+from models.engine.control import pause_ingestion
 from models.engine.retention import tend_inputs
 from models.kernel import session
 from models.kernel.errors import Unavailable
 from models.kernel.hints import redis_url
+from models.kernel.session import transaction
 from orchestrator_tasks.engine import ingest
 from orchestrator_tasks.engine.ingest import MOST_REFUSED, Subscription
 from tests.conftest import forget
@@ -217,6 +219,14 @@ def test_while_the_stream_is_away_the_retries_are_those_of_the_policy(
     subscription = Subscription()
     assert [subscription.attempt() for _ in range(4)] == [0.1, 0.2, 0.4, 0.4]
     assert is_paused()
+
+
+def test_a_subscription_that_is_given_up_pauses_nothing_any_more(stream: redis.Redis) -> None:
+    with transaction() as connection:
+        pause_ingestion(connection, "the stream is away")
+    configure()
+    assert Subscription().attempt() == ingest.LOOK_SECONDS
+    assert not is_paused()
 
 
 def test_entries_of_a_dead_consumer_are_taken_over(stream: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
