@@ -7,11 +7,12 @@ import functools
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from models.engine.divergence import Digest, find_divergence
-from models.engine.replay import Engine, replay
+from models.engine.replay import replay
 from models.kernel.settings import load
 from orchestrator_cli.errors import CommandFailed
 from orchestrator_cli.exporting import AGAIN, ANEW, exported_now, helpful
@@ -20,6 +21,7 @@ from orchestrator_cli.progress import Progress
 from orchestrator_cli.verdicts import verdict, work_in_a_child
 
 MS = 1000
+Named = tuple[str | None, str | None]
 DEFAULT_LIMITS = {"timeout_ms": 10_000, "memory_mb": 512}
 
 
@@ -54,10 +56,11 @@ def replay_lines(
     as_it_is: bool,
 ) -> dict[str, Any]:
     """Answers how many runs and events there were, their digest, and where they part from what was published."""
-    guarded = hosted(module)
+    guarded = HostedEngine(module)
     engine = guarded if isolated else LocalEngine(module)
-    digest, progress, found = Digest(), Progress("replayed"), None
+    digest, progress, made, found = Digest(), Progress("replayed"), Counter[Named](), None
     for run in replay(lines, engine, guarded=guarded, checked=not as_it_is):
+        made[named(run.run)] += 1
         found = find_divergence(run) if compare else None
         if found:
             break
@@ -67,10 +70,28 @@ def replay_lines(
     progress.end()
     if compare and not progress.done and not found:
         raise CommandFailed("there is nothing to verify: no run was exported", problem={"code": "nothing_to_verify"})
-    told: dict[str, Any] = {"runs": progress.done, "events": digest.events}
+    told = {"runs": progress.done, "events": digest.events, **other_engines((module, engine.version), made)}
     if found:  # the digest is one of whole replays
         return {**told, "verified": False, "divergence": found.body()}
     return {**told, **({"verified": True} if compare else {}), "digest": digest.text()}
+
+
+def named(run: Mapping[str, Any]) -> Named:
+    """The engine that made a run: none where none was called, nor in exports from before it was recorded."""
+    return run.get("engine_module"), run.get("engine_version")
+
+
+def other_engines(present: Named, made: Counter[Named]) -> dict[str, Any]:
+    """Which engine replays, and which made the runs; nothing while it is the same."""
+    known = [(name, runs) for name, runs in made.items() if name[0] is not None]
+    if all(name == present for name, _ in known):
+        return {}
+    recorded = [{**engine_facts(name), "runs": runs} for name, runs in known]
+    return {"engine": engine_facts(present), "recorded_engines": recorded}
+
+
+def engine_facts(name: Named) -> dict[str, Any]:
+    return {"engine_module": name[0], "engine_version": name[1]}
 
 
 class LocalEngine:
@@ -80,7 +101,8 @@ class LocalEngine:
         from orchestrator_tasks.engine.adapter import Engine, answer
 
         with contextlib.redirect_stdout(sys.stderr):
-            self.call = functools.partial(answer, Engine.load(module))
+            engine = Engine.load(module)
+        self.call, self.version = functools.partial(answer, engine), engine.version
 
     def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with contextlib.redirect_stdout(sys.stderr), interruptible():
@@ -106,13 +128,18 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def hosted(module: str) -> Engine:
+class HostedEngine:
     """The engine as a worker calls it: each call in a process of its own, bounded in time and memory."""
-    os.environ["ENGINE_MODULE"] = module
-    from orchestrator_tasks.engine.hosts import call_engine
 
-    def call(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def __init__(self, module: str) -> None:
+        os.environ["ENGINE_MODULE"] = module
+        from orchestrator_tasks.engine.hosts import call_engine
+
+        self.call = call_engine
+        self.version: str | None = None  # as it says with its answers
+
+    def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         limits = {**DEFAULT_LIMITS, **request["limits"]}
-        return call_engine(request, limits["timeout_ms"] / MS, limits["memory_mb"])
-
-    return call
+        found = self.call(request, limits["timeout_ms"] / MS, limits["memory_mb"])
+        self.version = found.get("engine_version", self.version)
+        return found

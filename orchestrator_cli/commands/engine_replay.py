@@ -118,13 +118,35 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
         raise WrongUsage("--out - and --json both write to stdout: give --out a file, or leave --json away")
     with option_named(given["module"]):
         told = replay_file(file, out, chosen_range(symbols, **bounds), **given)
-    shown = {**told, "divergence": {**NEITHER, **told["divergence"]}} if "divergence" in told else told
-    show(told, flat(shown), err=is_taken)
+    show(told, flat({**told, **in_words(told)}), err=is_taken)
     if divergence := told.get("divergence"):
         raise Unsuccessful(
             f"the replay parts from what was published at run {divergence.get('number', divergence['run_id'])}"
             f" of {divergence['symbol']}:"
-            f" {divergence['event_type']} {divergence['field']}",
+            f" {divergence['event_type']} {divergence['field']}{by_whom(told)}",
             next_step="" if given["isolated"] else AS_SERVED,
             problem={"code": "diverged"},
         )
+
+
+def in_words(told: dict[str, Any]) -> dict[str, Any]:
+    """What of a replay's answer is told otherwise to a person."""
+    words: dict[str, Any] = {}
+    if "divergence" in told:
+        words["divergence"] = {**NEITHER, **told["divergence"]}
+    if "engine" in told:
+        made = [f"{name_of(each)} ({each['runs']} runs)" for each in told["recorded_engines"]]
+        words |= {"engine": name_of(told["engine"]), "recorded_engines": made}
+    return words
+
+
+def name_of(engine: dict[str, Any]) -> str:
+    return f"{engine['engine_module']} {engine['engine_version'] or '-'}"
+
+
+def by_whom(told: dict[str, Any]) -> str:
+    """Of a divergence the likeliest reason: another engine."""
+    if "engine" not in told:
+        return ""
+    made = ", ".join(map(name_of, told["recorded_engines"]))
+    return f"; {made} made the runs, {name_of(told['engine'])} replayed them"

@@ -177,6 +177,42 @@ def test_another_engine_is_told_from_the_one_that_ran(alone: Path) -> None:
     assert "wherever it likes" not in done.stdout
 
 
+@pytest.fixture
+def made(published: str, tmp_path: Path) -> Path:
+    """A folder with an export whose runs name the engine that made them."""
+    desk.change(
+        "UPDATE engine_runs SET engine_module = 'examples.regime_engine.engine', engine_version = '1.2.0'"
+        " WHERE snapshot_ingest_seq IS NOT NULL"
+    )
+    (tmp_path / "made.jsonl").write_bytes(b"".join(exported()))
+    (tmp_path / "other_engine.py").write_text(f"{ENGINE}\n__version__ = '2'\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", [(), ("--isolated",)])
+def test_a_replay_by_another_engine_names_both(made: Path, how: tuple[str, ...]) -> None:
+    words = ("replay", "made.jsonl", "--engine", "other_engine", "--verify", *how)
+    told = answered(made, *words, code=5)
+    assert told["engine"] == {"engine_module": "other_engine", "engine_version": "2"}
+    recorded = {"engine_module": "examples.regime_engine.engine", "engine_version": "1.2.0"}
+    assert told["recorded_engines"] == [{**recorded, "runs": 1}]
+    done = run(made, *words)
+    assert "recorded engines examples.regime_engine.engine 1.2.0 (1 runs)" in " ".join(done.stdout.split())
+    assert "examples.regime_engine.engine 1.2.0 made the runs, other_engine 2 replayed them" in done.stderr
+
+
+def test_another_version_is_told_also_where_nothing_differs(made: Path) -> None:
+    told = answered(made, "replay", "made.jsonl", "--verify")
+    asked = [each for each in desk.runs() if each["snapshot_ingest_seq"]]
+    assert told["verified"] is True
+    assert told["engine"] == {"engine_module": "examples.regime_engine.engine", "engine_version": None}
+    assert [(each["engine_version"], each["runs"]) for each in told["recorded_engines"]] == [("1.2.0", len(asked))]
+
+
+def test_the_engine_that_made_the_runs_is_told_from_no_other(alone: Path) -> None:
+    assert answered(alone, "replay", "day.jsonl", "--verify").keys() == {"runs", "events", "verified", "digest"}
+
+
 UNORDERED = """
 import os
 
