@@ -36,7 +36,7 @@ def export_to(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
                 progress.step()
         progress.end()
     end = json.loads(last)
-    return {"file": name, **end["counts"], "bytes": size, "sha256": end["sha256"]}
+    return {"file": name, **end["counts"], "gaps": plan.gaps, "bytes": size, "sha256": end["sha256"]}
 
 
 def planned(connection: Any, wanted: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import signal
 import sys
@@ -59,7 +60,8 @@ def replay_lines(
     guarded = HostedEngine(module)
     engine = guarded if isolated else LocalEngine(module)
     digest, progress, made, found = Digest(), Progress("replayed"), Counter[Named](), None
-    for run in replay(lines, engine, guarded=guarded, checked=not as_it_is):
+    end: list[bytes] = []
+    for run in replay(remembering(lines, end), engine, guarded=guarded, checked=not as_it_is):
         made[named(run.run)] += 1
         found = find_divergence(run) if compare else None
         if found:
@@ -73,7 +75,21 @@ def replay_lines(
     told = {"runs": progress.done, "events": digest.events, **other_engines((module, engine.version), made)}
     if found:  # the digest is one of whole replays
         return {**told, "verified": False, "divergence": found.body()}
-    return {**told, **({"verified": True} if compare else {}), "digest": digest.text()}
+    return {**told, **({"verified": True} if compare else {}), "digest": digest.text(), **left_out(end)}
+
+
+def remembering(lines: Iterable[bytes], last: list[bytes]) -> Iterator[bytes]:
+    """The lines, of which the latest stays in `last`."""
+    for line in lines:
+        last[:] = [line]
+        yield line
+
+
+def left_out(end: list[bytes]) -> dict[str, Any]:
+    """What a whole export says that it does not hold, where there is something."""
+    said = json.loads(end[0])
+    counts = {name: said["counts"].get(name) for name in ("unfinished", "dropped")}
+    return {name: value for name, value in {**counts, "gaps": said.get("gaps")}.items() if value}
 
 
 def named(run: Mapping[str, Any]) -> Named:

@@ -43,9 +43,7 @@ _CHOSEN = text(
              WHERE symbol = w.symbol AND number BETWEEN a.number AND b.number) AS runs,
            (SELECT count(*) FROM engine_runs
              WHERE symbol = w.symbol AND number BETWEEN w.unfinished AND :upto) AS unfinished,
-           (SELECT count(*) FROM engine_runs
-             WHERE symbol = w.symbol AND number >= :since
-               AND number < least(w.unfinished, coalesce(a.number, w.unfinished))) AS dropped
+           d.dropped, d.first_dropped, d.last_dropped
       FROM wanted w
       LEFT JOIN LATERAL (
            SELECT number, cut_start_ingest_seq FROM engine_runs
@@ -56,6 +54,10 @@ _CHOSEN = text(
            SELECT number, cut_end_ingest_seq FROM engine_runs
             WHERE symbol = w.symbol AND number >= a.number AND number < w.unfinished
             ORDER BY number DESC LIMIT 1) b ON true
+     CROSS JOIN LATERAL (
+           SELECT count(*) AS dropped, min(number) AS first_dropped, max(number) AS last_dropped FROM engine_runs
+            WHERE symbol = w.symbol AND number >= :since
+              AND number < least(w.unfinished, coalesce(a.number, w.unfinished))) d
      ORDER BY w.symbol
     """
 ).bindparams(bindparam("symbols", type_=ARRAY(Text)), bindparam("ended", sorted(ENDED), type_=ARRAY(Text)))
@@ -105,11 +107,28 @@ class Plan:
 
     symbols: Mapping[str, Row[Any]]
     unfinished: int
-    dropped: int
+    lost: Sequence[Row[Any]] = ()  # the symbols of whose runs retention has dropped records
 
     @property
     def runs(self) -> int:
         return sum(chosen.runs for chosen in self.symbols.values())
+
+    @property
+    def dropped(self) -> int:
+        return sum(row.dropped for row in self.lost)
+
+    @property
+    def gaps(self) -> dict[str, list[int]]:
+        """By symbol the first and the last run that is missing, where others before that one are not."""
+        first = min((chosen.first_number for chosen in self.symbols.values()), default=BEYOND)
+        return {row.symbol: [row.first_dropped, row.last_dropped] for row in self.lost if row.last_dropped > first}
+
+    @property
+    def first_whole(self) -> int | None:
+        """The number from which on no run is missing; None when there is no run any more."""
+        behind = max((row.last_dropped + 1 for row in self.lost), default=1)
+        kept = [max(behind, row.first_number) for row in self.symbols.values() if row.last_number >= behind]
+        return min(kept, default=None)
 
     @property
     def first_seq(self) -> int:
@@ -126,7 +145,7 @@ def plan_export(connection: Connection, wanted: Range) -> Plan:
     plan = Plan(
         {row.symbol: row for row in found if row.first_number is not None},
         sum(row.unfinished for row in found),
-        sum(row.dropped for row in found),
+        [row for row in found if row.dropped],
     )
     if plan.dropped and wanted.has_beginning:
         raise Gone(why_dropped(plan), code="records_dropped")
@@ -147,7 +166,7 @@ def number_bounds(connection: Connection, wanted: Range) -> tuple[int, int]:
 
 
 def why_dropped(plan: Plan) -> str:
-    first = min((row.first_number for row in plan.symbols.values()), default=None)
+    first = plan.first_whole
     kept = (
         "none of the others can be exported" if first is None else f"run number {first} is the first with all of them"
     )
@@ -166,7 +185,7 @@ def export_lines(connection: Connection, plan: Plan) -> Iterator[bytes]:
     yield from state_lines(connection, writer, plan)
     if plan.symbols:
         yield from run_lines(connection, writer, plan)
-    yield writer.end(unfinished=plan.unfinished, dropped=plan.dropped)
+    yield writer.end(plan.gaps, unfinished=plan.unfinished, dropped=plan.dropped)
 
 
 def config_lines(connection: Connection, writer: Writer) -> Iterator[bytes]:
@@ -193,7 +212,7 @@ def run_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[by
         for run in runs:
             while reached < run.cut_end_ingest_seq:
                 seq, ts_ms, event = next(records, (0, 0, ""))
-                check_next(reached + 1, seq)
+                check_next(reached + 1, seq, run.number)
                 reached = seq
                 yield writer.line("record", {"ingest_seq": seq, "ingest_ts_ms": ts_ms, "event": event})
             yield writer.line("run", dict(zip(RECORD_NAMES, run, strict=True)))
@@ -201,9 +220,10 @@ def run_lines(connection: Connection, writer: Writer, plan: Plan) -> Iterator[by
                 yield writer.line("output", {}, event=event)
 
 
-def check_next(wanted: int, found: int) -> None:
+def check_next(wanted: int, found: int, number: int) -> None:
     if wanted != found:
-        raise Gone(f"Record {wanted} was dropped by retention while it was exported", code="records_dropped")
+        why = f"Record {wanted}, of run number {number}, was dropped by retention while it was exported"
+        raise Gone(why, code="records_dropped")
 
 
 def list_records(connection: Connection, after: int, upto: int) -> Iterator[tuple[int, int, str]]:

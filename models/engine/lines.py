@@ -6,7 +6,8 @@
     record   ingest_seq, ingest_ts_ms, event (the text as it was received)
     run      every field of the run's record, after all records of its cut
     output   event, right after its run
-    end      counts of what stood before, unfinished, dropped; sha256 over all lines before
+    end      counts of what stood before, unfinished, dropped; sha256 over all lines before;
+             gaps: {symbol: [first run, last run]} where runs are missing behind the first that is there
 
 `check` is a running CRC-32, so that a line that was changed, lost, doubled or moved is named when it
 is reached and not only at the end. It is a guard against damage; against malice there is the SHA-256,
@@ -101,10 +102,11 @@ class Writer:
         self.counts[kind] += 1
         return whole
 
-    def end(self, **more: int) -> bytes:
+    def end(self, gaps: Mapping[str, list[int]] | None = None, **more: int) -> bytes:
         """The last line."""
         counts = {kind: self.counts[kind] for kind in ("config", "state", "record", "run", "output")}
-        return self.line("end", {"counts": {**counts, **more}, "sha256": self.digest.hexdigest()})
+        found = {"gaps": gaps} if gaps else {}
+        return self.line("end", {"counts": {**counts, **more}, **found, "sha256": self.digest.hexdigest()})
 
 
 def read_lines(lines: Iterable[str | bytes], *, checked: bool = True) -> Iterator[Line]:

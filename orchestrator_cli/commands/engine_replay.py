@@ -78,7 +78,25 @@ def export(file: str, symbols: tuple[str, ...], **bounds: int | None) -> None:
         click.echo(f"{told['unfinished']} runs have not ended and are left out", err=True)
     if told["dropped"]:
         click.echo(f"{told['dropped']} older runs are left out: retention has dropped records of them", err=True)
-    show(told, facts(told), err=file == STANDARD)
+    show(told, facts({name: value for name, value in told.items() if name != "gaps"}), err=file == STANDARD)
+    refuse_gaps(told["gaps"])
+
+
+def refuse_gaps(gaps: dict[str, list[int]]) -> None:
+    """An export that misses its beginning begins later; one that misses runs in its middle is not what was asked for.
+
+    Raises Unsuccessful, which names the first.
+    """
+    if not gaps:
+        return
+    symbol, (first, last) = min(gaps.items(), key=lambda gap: gap[1])
+    others = f" (and of {len(gaps) - 1} more symbols)" if len(gaps) > 1 else ""
+    raise Unsuccessful(
+        f"the export is written, but runs {first} to {last} of {symbol}{others} are missing in the middle of it:"
+        " retention has dropped records of them",
+        next_step=f"--from-run {1 + max(last for _, last in gaps.values())} begins behind all of them",
+        problem={"code": "export_has_gaps"},
+    )
 
 
 @contextlib.contextmanager

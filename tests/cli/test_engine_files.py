@@ -16,7 +16,7 @@ from orchestrator_cli.migrate import ROOT
 from tests.cli.service import assert_said_plainly, command
 from tests.engine import desk
 from tests.engine.carried import carry_out, example, exported
-from tests.engine.test_exports import plan_day
+from tests.engine.test_exports import lost_in_the_middle, plan_day
 
 Done = subprocess.CompletedProcess[str]
 ENGINE = """
@@ -288,6 +288,20 @@ def test_an_export_that_fails_leaves_no_file(published: str, tmp_path: Path) -> 
     done = run(tmp_path, "export", "day.jsonl", DATABASE_URL=published)
     assert done.returncode == 0
     assert "older runs are left out" in done.stderr
+
+
+def test_an_export_with_a_run_missing_in_its_middle_names_it_and_is_no_success(database: str, tmp_path: Path) -> None:
+    lost_in_the_middle()
+    done = run(tmp_path, "export", "day.jsonl", DATABASE_URL=database)
+    assert done.returncode == 5
+    assert "runs 2 to 2 of ETH-USD are missing in the middle of it" in done.stderr
+    assert "next: --from-run 3 begins behind all of them" in done.stderr
+    told = answered(tmp_path, "export", "day.jsonl", code=5, DATABASE_URL=database)
+    assert (told["run"], told["dropped"], told["gaps"]) == (5, 1, {"ETH-USD": [2, 2]})
+    told = answered(tmp_path, "replay", "day.jsonl", "--verify")
+    assert (told["verified"], told["dropped"], told["gaps"]) == (True, 1, {"ETH-USD": [2, 2]})
+    whole = answered(tmp_path, "export", "whole.jsonl", "--from-run", "3", DATABASE_URL=database)
+    assert whole["gaps"] == {}
 
 
 def test_a_pipe_is_written_to_and_not_replaced(alone: Path) -> None:

@@ -170,6 +170,37 @@ def test_what_retention_dropped_is_left_out_said_and_refused_when_it_was_asked_f
     assert verify(exported(since_number=5), example()) is None
 
 
+def lost_in_the_middle() -> None:
+    """Of the second run, whose records began before those of the first, retention has dropped some."""
+    desk.running()
+    for tick in range(1, 4):
+        of = START_MS + tick * INTERVAL_MS
+        desk.append(trade(ETH), inputs(of), inputs(of, ETH), now_ms=of - 5)
+        desk.plan(of + DELAY_MS + 1)
+    carry_out(example())
+    assert [(run["symbol"], run["cut_start_ingest_seq"]) for run in desk.runs()[:2]] == [(BTC, 2), (ETH, 1)]
+    forget_before(2)
+
+
+def test_a_run_that_is_missing_in_the_middle_is_named_with_what_lies_behind_it() -> None:
+    lost_in_the_middle()
+    lines = exported()
+    assert [run["number"] for run in read(lines, "run")] == [1, 3, 4, 5, 6]
+    assert read(lines, "end")[0]["gaps"] == {ETH: [2, 2]}
+    assert verify(lines, example()) is None
+    with pytest.raises(Gone, match="records of 1 of these runs: run number 3 is the first"):
+        exported(since_number=1)
+    assert "gaps" not in read(exported(since_number=3), "end")[0]
+
+
+def test_an_export_that_misses_only_its_beginning_has_no_gap() -> None:
+    day()
+    forget_before(desk.runs()[4]["cut_start_ingest_seq"])
+    (end,) = read(exported(), "end")
+    assert end["counts"]["dropped"] == 4
+    assert "gaps" not in end
+
+
 def test_an_export_of_which_nothing_is_kept_says_so() -> None:
     day()
     forget_before(desk.rows("SELECT last_seq + 1 AS next FROM engine_head")[0]["next"])
@@ -193,7 +224,7 @@ def test_an_export_that_retention_overtakes_is_refused_and_has_no_end() -> None:
         lines = export_lines(connection, plan_export(connection, Range()))
         begun = [next(lines)]
         desk.change("ALTER TABLE engine_inputs DETACH PARTITION engine_inputs_0000000000000000001")
-        with pytest.raises(Gone, match="Record 1 was dropped by retention while it was exported"):
+        with pytest.raises(Gone, match="Record 1, of run number 1, was dropped by retention while"):
             begun.extend(lines)
     assert read(begun, "end") == []
 
