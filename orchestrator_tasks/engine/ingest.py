@@ -46,6 +46,10 @@ ANSWER_SECONDS = 5.0
 MS_IN_SECOND = 1000.0
 FIELD = b"event"
 MOST_REFUSED = 10_000  # enough to see what is wrong with a sender, and never all of the broker's memory
+FORGET = """
+if #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1 then return redis.call('XDEL', KEYS[1], unpack(ARGV)) end
+"""
+"""Deletes entries unless another group is there at that very moment: one that was just made has yet to read them."""
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -67,7 +71,6 @@ class Subscription:
         self.config: Config | None = None
         self.next_look = self.next_claim = 0.0
         self.joined: tuple[str, str] | None = None
-        self.is_alone = False
         self.owes = True  # entries may be ours that are not acknowledged
         self.appended: set[bytes] = set()  # in the log, and perhaps not acknowledged
         self.count = self.read_last = BATCH
@@ -156,7 +159,6 @@ class Subscription:
 
     def claim(self, stream: str, group: str) -> list[Entry]:
         """Entries of consumers that are silent; those that are and hold none are forgotten."""
-        self.is_alone = len(client().xinfo_groups(stream)) == 1
         for other in client().xinfo_consumers(stream, group):
             if not other["pending"] and other["idle"] > FORGET_IDLE_MS:
                 client().xgroup_delconsumer(stream, group, other["name"])
@@ -182,8 +184,7 @@ class Subscription:
         for _, fields in refused:
             pipeline.xadd(stream + REFUSED, fields, maxlen=MOST_REFUSED)  # type: ignore[arg-type]
         pipeline.xack(stream, group, *ids)
-        if self.is_alone:
-            pipeline.xdel(stream, *ids)
+        pipeline.eval(FORGET, 1, stream, *ids)
         pipeline.execute()
 
     def succeed(self) -> None:

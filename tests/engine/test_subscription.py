@@ -146,6 +146,22 @@ def test_entries_stay_while_another_group_reads_them_too(stream: redis.Redis) ->
     assert (len(kept()), pending(stream), stream.xlen(STREAM)) == (1, 0, 1)
 
 
+def test_nothing_is_deleted_before_a_group_that_was_made_a_moment_ago_has_read_it(stream: redis.Redis) -> None:
+    subscription = Subscription()
+    send(stream, event())
+    subscription.attempt()
+    assert stream.xlen(STREAM) == 0
+    send(stream, snapshot())
+    stream.xgroup_create(STREAM, "others", id="0")
+    subscription.attempt()
+    assert (len(kept()), pending(stream)) == (2, 0)
+    assert len(stream.xreadgroup("others", "one", {STREAM: ">"})[0][1]) == 1  # type: ignore[index]
+    stream.xgroup_destroy(STREAM, "others")
+    send(stream, event())
+    subscription.attempt()
+    assert stream.xlen(STREAM) == 1  # what the other one has read is not ours to delete
+
+
 def test_a_group_that_is_forgotten_is_made_anew_and_reads_from_the_beginning(stream: redis.Redis) -> None:
     subscription = Subscription()
     send(stream, event())
