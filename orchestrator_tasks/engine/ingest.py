@@ -70,7 +70,7 @@ class Subscription:
         self.over = threading.Event()
         self.config: Config | None = None
         self.next_look = self.next_claim = 0.0
-        self.joined: tuple[str, str] | None = None
+        self.joined = "", ""  # the stream and the group that it reads as
         self.owes = True  # entries may be ours that are not acknowledged
         self.appended: set[bytes] = set()  # in the log, and perhaps not acknowledged
         self.count = self.read_last = BATCH
@@ -122,8 +122,10 @@ class Subscription:
         if entries:
             more = self.owes
             self.owes, self.read_last = True, len(entries)
-            self.append(config, entries)
-            self.owes = more
+            self.look()  # while it waited for them another configuration may have been accepted, or the engine stopped
+            if self.config is not None:
+                self.append(self.config, entries)
+                self.owes = more
 
     def join(self, stream: str, group: str) -> None:
         """Make the group, which reads the stream from its beginning, unless it is there."""
@@ -175,11 +177,11 @@ class Subscription:
                 appended = append_events(connection, list(received.values()), max_records=room)
             self.appended |= received.keys()
             tell_batch(list(received.values()), appended)
-        self.acknowledge(config, [entry for entry, _ in entries], refused)
+        self.acknowledge([entry for entry, _ in entries], refused)
         self.appended.clear()
 
-    def acknowledge(self, config: Config, ids: list[bytes], refused: list[Entry]) -> None:
-        stream, group = config.subscription.stream, config.subscription.group
+    def acknowledge(self, ids: list[bytes], refused: list[Entry]) -> None:
+        stream, group = self.joined
         pipeline = client().pipeline(transaction=True)
         for _, fields in refused:
             pipeline.xadd(stream + REFUSED, fields, maxlen=MOST_REFUSED)  # type: ignore[arg-type]
@@ -196,7 +198,7 @@ class Subscription:
     def lose_stream(self, error: redis.RedisError) -> float:
         if str(error).startswith("NOGROUP"):
             log.warning("the group of the subscription is gone", extra={"error": str(error)})
-            self.joined = None
+            self.joined = "", ""
             return 0.0
         self.owes = True  # an answer that was lost may have brought entries
         why = Unavailable(f"The stream cannot be read: {error}", code="stream_unavailable")

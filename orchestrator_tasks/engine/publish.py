@@ -102,6 +102,7 @@ class Publisher:
     def attempt(self) -> float:
         """One pass; answers how many seconds to wait for the next."""
         try:
+            self.find_config()
             if clock.monotonic() >= self.next_look:
                 self.look()
             if self.config is None or not self.config.output_publish.stream:
@@ -113,11 +114,14 @@ class Publisher:
             log.exception("a pass of the publisher failed in a way it should not")
         return LOOK_SECONDS
 
-    def look(self) -> None:
-        """Under which configuration to publish, and whether runs may be planned."""
+    def find_config(self) -> None:
+        """In each pass: what is accepted holds for the next output."""
         with statement() as connection:
             found = get_config(connection)
         self.config = found[1] if found else None
+
+    def look(self) -> None:
+        """Whether runs may be planned."""
         if self.config is not None:
             watch(self.config, self.failing_ms())
         self.next_look = clock.monotonic() + LOOK_SECONDS

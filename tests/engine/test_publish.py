@@ -58,6 +58,7 @@ def finished_runs(count: int, first: int = 1) -> None:
 
 def publisher() -> Publisher:
     made = Publisher()
+    made.find_config()
     made.look()
     return made
 
@@ -73,6 +74,16 @@ def test_outputs_are_pushed_in_order_with_what_consumers_choose_by(valkey: redis
     assert published(valkey, stream) == [
         {name: str(row[name]) for name in ("event", "event_type", "symbol", "run_id", "seq")} for row in desk.outputs()
     ]
+
+
+def test_what_was_accepted_a_moment_ago_holds_for_the_next_output(valkey: redis.Redis, stream: str) -> None:
+    made = publisher()
+    made.attempt()
+    desk.configure(output_publish={"stream": f"{stream}:new"})
+    finished_runs(1)
+    made.attempt()
+    assert (len(published(valkey, stream)), len(published(valkey, f"{stream}:new"))) == (0, 2)
+    valkey.delete(f"{stream}:new")
 
 
 def test_what_was_pushed_is_not_pushed_again(valkey: redis.Redis, stream: str) -> None:

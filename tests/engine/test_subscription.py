@@ -19,7 +19,7 @@ from orchestrator_tasks.engine import ingest
 from orchestrator_tasks.engine.ingest import MOST_REFUSED, Subscription
 from tests.conftest import forget
 from tests.engine.configured import configure
-from tests.engine.market import event, snapshot, text_of
+from tests.engine.market import SOURCES, event, snapshot, text_of
 from tests.engine.test_inputs import append, rows
 from tests.kernel.races import DEADLINE_SECONDS, alone, until
 
@@ -160,6 +160,44 @@ def test_nothing_is_deleted_before_a_group_that_was_made_a_moment_ago_has_read_i
     send(stream, event())
     subscription.attempt()
     assert stream.xlen(STREAM) == 1  # what the other one has read is not ours to delete
+
+
+def test_what_was_accepted_while_it_waited_holds_for_what_it_reads(
+    stream: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LOOK_SECONDS", 60.0)
+    subscription = Subscription()
+    subscription.attempt()
+    read = subscription.read
+
+    def wait_and_read(*names: str) -> Any:
+        sources = [{"source_id": name, "symbols": ["NEW-USD"]} for name in SOURCES]
+        configure(sources=sources, subscription={"stream": STREAM, "group": GROUP})
+        send(stream, event(symbol="NEW-USD"))
+        return read(*names)
+
+    monkeypatch.setattr(subscription, "read", wait_and_read)
+    subscription.attempt()
+    assert kept() == [text_of(event(symbol="NEW-USD"))]
+
+
+def test_what_it_read_while_the_engine_was_stopped_waits(stream: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    subscription = Subscription()
+    subscription.attempt()
+    read = subscription.read
+
+    def wait_and_read(*names: str) -> Any:
+        rows("UPDATE engine_control SET state = 'stopped' RETURNING id")
+        send(stream, event())
+        return read(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subscription, "read", wait_and_read)
+        subscription.attempt()
+    assert (kept(), pending(stream)) == ([], 1)
+    rows("UPDATE engine_control SET state = 'init' RETURNING id")
+    subscription.attempt()
+    assert (len(kept()), pending(stream)) == (1, 0)
 
 
 def test_a_group_that_is_forgotten_is_made_anew_and_reads_from_the_beginning(stream: redis.Redis) -> None:
