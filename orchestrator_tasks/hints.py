@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import redis
 
 from models.kernel import clock
 from models.kernel.hints import OUTCOMES, WORK, redis_url
+from models.kernel.once import once
 from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
 
 
-@functools.cache
+@once
 def client() -> redis.Redis:
     """This process's Redis client; no call waits for longer than a second."""
     return redis.Redis.from_url(redis_url(settings().broker_url), socket_timeout=1.0, socket_connect_timeout=1.0)

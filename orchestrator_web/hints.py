@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import redis
 
 from models.kernel.hints import OUTCOMES, WORK, redis_url
+from models.kernel.once import once
 from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 0.5
 
 
-@functools.cache
+@once
 def client() -> redis.Redis:
     """This process's Redis client; no call waits for longer than PATIENCE_SECONDS."""
     url = redis_url(settings().broker_url)

@@ -11,7 +11,6 @@ waiting because a counter is away.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from models.kernel import clock
 from models.kernel.clients import Caller
 from models.kernel.errors import TooMany
 from models.kernel.hints import redis_url
+from models.kernel.once import once
 from models.kernel.settings import settings
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Counters:
 counters = Counters()
 
 
-@functools.cache
+@once
 def client() -> redis.Redis:
     """This process's own Redis client: one try, no longer than PATIENCE_SECONDS."""
     return redis.Redis.from_url(
@@ -96,7 +96,7 @@ def forget() -> None:
     """Start anew, as a new process would."""
     budgets.clear()
     counters.away = False
-    if client.cache_info().currsize:
+    if client.is_made:
         client().close()
     client.cache_clear()
 

@@ -12,7 +12,6 @@ caller ever sees a driver's exception for it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import select
 import threading
@@ -32,6 +31,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.kernel.errors import Conflict, Unavailable
+from models.kernel.once import once
 from models.kernel.settings import Settings, settings
 
 BY_INDEX = "-c enable_seqscan=off"
@@ -95,13 +95,13 @@ def make_engine(connections: int, planner: str = "", **options: Any) -> Engine:
     return made
 
 
-@functools.cache
+@once
 def engine() -> Engine:
     """This process's engine for transactions, made on first use."""
     return make_engine(settings().database_pool)
 
 
-@functools.cache
+@once
 def single_statements() -> Engine:
     """This process's engine for statements that commit by themselves.
 
@@ -114,12 +114,12 @@ RESERVED_CONNECTIONS = 4
 this_thread = threading.local()
 
 
-@functools.cache
+@once
 def reserved_engine() -> Engine:
     return make_engine(RESERVED_CONNECTIONS)
 
 
-@functools.cache
+@once
 def reserved_single_statements() -> Engine:
     return make_engine(RESERVED_CONNECTIONS, isolation_level="AUTOCOMMIT", planner=BY_INDEX)
 
@@ -139,7 +139,7 @@ ENGINES = (engine, single_statements, reserved_engine, reserved_single_statement
 def dispose_engines(*, close: bool = True) -> None:
     """Drop this process's engines; the next use makes new ones."""
     for made in ENGINES:
-        if made.cache_info().currsize:
+        if made.is_made:
             made().dispose(close=close)
         made.cache_clear()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from models.kernel.backlog import park_job, put_off_job
 from models.kernel.errors import LeaseLost, OrchestratorError
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
+from models.kernel.once import once
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
@@ -62,7 +62,7 @@ def deliver(job_id: int, subject_id: str) -> int:
     return tries
 
 
-@functools.cache
+@once
 def room() -> Places:
     """How many receivers this process calls at once."""
     return Places(settings().system_concurrency - SPARED_THREADS)

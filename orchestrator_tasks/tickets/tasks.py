@@ -16,6 +16,7 @@ from models.kernel.backlog import park_job
 from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
+from models.kernel.once import once
 from models.kernel.session import statement
 from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
@@ -63,7 +64,7 @@ def execute(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
     return side_by_side([first, *more], crew(), perform_all) if more else perform(*first)
 
 
-@functools.cache
+@once
 def crew() -> Crew:
     """This process's crew."""
     return Crew(settings().io_concurrency)

@@ -101,7 +101,7 @@ def use_broker(url: str) -> None:
 
 def leave_broker() -> None:
     """Close what this process holds open to a broker."""
-    if hints.client.cache_info().currsize:
+    if hints.client.is_made:
         hints.client().close()
     hints.client.cache_clear()
     pools.reset()

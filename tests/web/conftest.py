@@ -25,7 +25,7 @@ def forget() -> None:
     auth.cache.clear()
     guesses.guessers.clear()
     ratelimit.forget()
-    if hints.client.cache_info().currsize:
+    if hints.client.is_made:
         hints.client().close()
     hints.client.cache_clear()
 

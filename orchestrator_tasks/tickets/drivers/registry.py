@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
+from models.kernel.once import once
 from models.kernel.settings import Settings, settings
 from orchestrator_tasks.tickets.drivers.base import Driver
 
@@ -31,7 +31,7 @@ def mqtt(chosen: Settings) -> Driver:
 DRIVERS: dict[str, Callable[[Settings], Driver]] = {"sim": sim, "http": http, "mqtt": mqtt}
 
 
-@functools.cache
+@once
 def driver() -> Driver:
     """This process's driver, made on first use so that a forked child makes its own."""
     chosen = settings()
