@@ -11,6 +11,7 @@ broker_transport_options = {
     "queue_order_strategy": "priority",
     "priority_steps": [0, 1, 2, 3],  # critical, high, normal, low
     "sep": ":",
+    "ack_emulation": False,  # rows say what is owed: noting in Redis who read a message costs two round trips each
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,

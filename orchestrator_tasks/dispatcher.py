@@ -12,6 +12,8 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from sqlalchemy import Connection
+
 from models.kernel import backlog, clock, logs
 from models.kernel.errors import OrchestratorError
 from models.kernel.jobs import REGISTRY, Held, Sweep, list_expired, list_lost
@@ -44,27 +46,37 @@ class Dispatcher:
     def __init__(self) -> None:
         self.over = threading.Event()
         self.bell = hints.Bell()
-        self.next_sweep = 0.0
+        self.turn = threading.Lock()
         self.rest_until = 0.0
         self.full: set[str] = set()
+        self.room: dict[str, int] = {}
         self.tempos = {queue: Tempo(most) for queue, most in most_together().items()}
 
     def run(self) -> None:
+        pace = threading.Thread(target=self.keep_pace, name="pace")
+        pace.start()
+        try:
+            while not self.over.is_set():
+                for queue in self.rest():
+                    self.attempt(functools.partial(self.refill, queue))
+        finally:
+            self.over.set()
+            pace.join()
+
+    def keep_pace(self) -> None:
+        """What needs no hint, beside what hints ask for: no job waits until a sweep has ended."""
         while not self.over.is_set():
-            if clock.monotonic() >= self.next_sweep:
-                self.next_sweep = clock.monotonic() + settings().dispatch_seconds
-                self.attempt(self.refill_all)
-                self.attempt(self.sweep)
-            for queue in self.rest():
-                self.attempt(functools.partial(self.refill, queue))
+            self.attempt(self.refill_all)
+            self.attempt(self.sweep)
+            self.over.wait(settings().dispatch_seconds)
 
     def rest(self) -> Collection[str]:
-        """Until a hint comes or the pace is over; answers the queues to look at: no worker says that it took a message.
+        """Until a hint comes; answers the queues to look at, full ones too: no worker says that it took a message.
 
         It looks often whether to stop: no signal ends a wait on Redis.
         """
-        while not self.over.is_set() and (left := self.next_sweep - clock.monotonic()) > 0:
-            named = self.bell.wait(min(left, BUSY_PACE_SECONDS if self.full else NOTICE_SECONDS))
+        while not self.over.is_set():
+            named = self.bell.wait(BUSY_PACE_SECONDS if self.full else NOTICE_SECONDS)
             if named or self.full:
                 return self.tempos if "" in named else named & self.tempos.keys() | self.full
         return ()
@@ -101,18 +113,35 @@ class Dispatcher:
 
     def refill(self, queue: str) -> None:
         """Fill one queue up to its window, in order."""
+        with self.turn:
+            self.fill(queue)
+
+    def fill(self, queue: str) -> None:
         self.full.discard(queue)
         chosen = settings()
         most, together = self.tempos[queue].plan(chosen.dispatch_window)
         with statement() as connection:
-            slots = most - publisher.count_messages(queue) * together
-            if together > 1:
-                slots = min(slots, most - backlog.count_sent(connection, queue, SENT_SECONDS, most))
+            slots = self.find_room(connection, queue, most, together)
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
         if len(ready) >= slots:
             self.full.add(queue)
         self.tempos[queue].note(len(ready))
         publisher.publish(ready, together)
+        if together == 1:
+            self.room[queue] = slots - len(ready)
+
+    def find_room(self, connection: Connection, queue: str, most: int, together: int) -> int:
+        """How many jobs may be sent now: counted when less than half is left of what was found last.
+
+        Workers only make room, so that what is left is there. Several dispatchers may fill a window each.
+        """
+        left = self.room.pop(queue, 0)
+        if together == 1 and 2 * left >= most:
+            return left
+        slots = most - publisher.count_messages(queue) * together
+        if together > 1:
+            slots = min(slots, most - backlog.count_sent(connection, queue, SENT_SECONDS, most))
+        return slots
 
     def sweep(self) -> None:
         with statement() as connection:

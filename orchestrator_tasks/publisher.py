@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from models.kernel import ids
 from models.kernel.backlog import Ready
@@ -48,16 +48,16 @@ def count_messages(queue: str) -> int:
 def publish(jobs: Sequence[Ready], together: int = 1) -> None:
     """Send messages that name the jobs, in their order; neighbours of one kind and priority share one.
 
-    `together`: most jobs in a message, where their kind allows several. Raises Unavailable; what was not sent is sent
+    All go in one round trip. `together`: most jobs in a message, where their kind allows several. Raises Unavailable; what was not sent is sent
     again later.
     """
     if not jobs:
         return
     try:
-        with app.producer_pool.acquire(block=True, timeout=2) as producer:
+        with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():
             for group in grouped(jobs, together):
                 send(producer, group)
-    except (OperationalError, redis.RedisError, OSError) as error:
+    except (BatchPublishError, OperationalError, redis.RedisError, OSError) as error:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
 
 

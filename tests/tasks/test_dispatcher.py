@@ -236,6 +236,78 @@ def test_a_hint_of_work_wakes_the_dispatcher_whatever_its_pace(
         running.result(5)
 
 
+def test_a_hint_is_followed_while_a_sweep_takes_its_time(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeping, swept = threading.Event(), threading.Event()
+
+    def sweep() -> None:
+        sweeping.set()
+        swept.wait(10)
+
+    monkeypatch.setattr(dispatcher, "sweep", sweep)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(dispatcher.run)
+        try:
+            eventually(lambda: valkey.pubsub_numsub("orchestrator:work")[0][1], what="it listens for hints")
+            assert sweeping.wait(5)
+            owed()
+            hints.owed(QUEUE)
+            eventually(lambda: sum(lengths(valkey)) == 1, what="the job was sent")
+        finally:
+            swept.set()
+            dispatcher.stop()
+        running.result(5)
+
+
+def test_a_dispatcher_that_cannot_hear_hints_any_more_ends_as_a_whole(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_seconds: float) -> set[str]:
+        raise ValueError("a connection that somebody closed")
+
+    monkeypatch.setattr(dispatcher.bell, "wait", fail)
+    with pytest.raises(ValueError, match="somebody closed"):
+        dispatcher.run()
+    assert not [thread for thread in threading.enumerate() if thread.name == "pace"]
+
+
+def test_room_is_counted_anew_only_when_half_of_it_is_used(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to(dispatch_window=4)
+    counted: list[str] = []
+    count = publisher.count_messages
+
+    def note(queue: str) -> int:
+        counted.append(queue)
+        return count(queue)
+
+    monkeypatch.setattr(publisher, "count_messages", note)
+    for sent, counts in ((1, 1), (2, 1), (3, 1), (4, 2), (4, 3)):
+        owed()
+        dispatcher.refill(QUEUE)
+        assert (sum(lengths(valkey)), len(counted)) == (sent, counts)
+
+
+def test_room_is_counted_anew_after_a_publish_that_failed(
+    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable")
+
+    owed()
+    dispatcher.refill(QUEUE)
+    with monkeypatch.context() as broken:
+        broken.setattr(publisher, "publish", fail)
+        owed()
+        dispatcher.attempt(lambda: dispatcher.refill(QUEUE))
+        broken.setattr(publisher, "count_messages", fail)
+        ready = owed()
+        dispatcher.attempt(lambda: dispatcher.refill(QUEUE))
+    assert rows("SELECT dispatched_at FROM jobs WHERE id = :id", id=ready.id) == [{"dispatched_at": None}]
+
+
 def test_a_window_that_was_filled_is_looked_at_again_without_any_hint(
     dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None]
 ) -> None:

@@ -47,6 +47,18 @@ def test_messages_of_one_priority_keep_their_order(valkey: redis.Redis) -> None:
     assert said == ["correlation-3", "correlation-1", "correlation-2"]
 
 
+def test_messages_do_not_wait_for_one_another(valkey: redis.Redis) -> None:
+    publisher.publish([ready(1)])  # whatever a first use costs
+    before = count_reads(valkey)
+    publisher.publish([ready(number, priority) for number, priority in enumerate(PRIORITIES * 8)])
+    assert count_reads(valkey) - before < len(PRIORITIES * 8) / 2, "32 messages come in a few reads"
+
+
+def count_reads(valkey: redis.Redis) -> int:
+    """How often the server read what its clients sent, whatever the number of commands."""
+    return int(valkey.info("stats")["total_reads_processed"])
+
+
 def test_a_publish_after_a_flush_arrives(valkey: redis.Redis) -> None:
     publisher.publish([ready(1)])
     valkey.flushall()
