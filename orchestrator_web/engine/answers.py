@@ -8,12 +8,14 @@ from typing import Any
 from models.engine import control, queries, workers
 from models.engine.publications import COUNT_CAP, count_pending, find_publication
 from models.engine.states import RUN, RUNNING
+from models.kernel.processes import list_fresh_roles
 from models.kernel.tallies import count_states
 from orchestrator_web.engine import schemas
 from orchestrator_web.json import dumps
 
 Row = Mapping[str, Any]
 
+READER = "relay"
 SAME = tuple(name for name in schemas.RunRecord._declared_fields if name not in {"run_id", "status"})
 
 
@@ -43,7 +45,12 @@ def read_status(connection: Any) -> dict[str, Any]:
         "engine_version": engines[0].version if engines else None,
         "engines": [engine_facts(each) for each in engines],
         "buffer": buffer_facts(buffer, body["buffer_retention"]["max_records"]),
-        "subscription": {**stream_of(body), "paused": status["ingestion_paused"], "paused_why": unread},
+        "subscription": {
+            **stream_of(body),
+            "alive": READER in list_fresh_roles(connection),
+            "paused": status["ingestion_paused"],
+            "paused_why": unread,
+        },
         "scheduler": {"mode": body["scheduler"]["mode"], **scheduler_facts(status, buffer["now_ms"])},
         "runs": {state: counts.get(state, 0) for state in schemas.STATES},
         "publish": publish_facts(connection, status, buffer["now_ms"], body["output_publish"]["stream"] or None),

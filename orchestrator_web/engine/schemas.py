@@ -189,6 +189,7 @@ class Buffer(Schema):
 class Subscription(Schema):
     stream = fields.String(required=True, allow_none=True, metadata={"description": "null: none is read"})
     group = fields.String(required=True, allow_none=True, metadata={"description": "as which it is read"})
+    alive = fields.Boolean(required=True, metadata={"description": "whether a relay is there to read it"})
     paused = fields.Boolean(required=True, metadata={"description": "true: it could not be read, or not be appended"})
     paused_why = fields.String(required=True, allow_none=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.engine.control import pause_ingestion, resume_ingestion
+from models.kernel.processes import beat
 from models.kernel.session import transaction
 from tests.engine import desk
 from tests.engine.test_metrics import value
@@ -118,7 +119,7 @@ def test_a_tick_is_overdue_only_for_an_engine_that_would_plan_it(api: Api, chang
 
 def test_a_paused_subscription_says_why_wherever_the_engine_is_told_to_be_unready(api: Api) -> None:
     desk.running(subscription={"stream": "market", "group": "desk"})
-    subscription = {"stream": "market", "group": "desk", "paused": False, "paused_why": None}
+    subscription = {"stream": "market", "group": "desk", "alive": False, "paused": False, "paused_why": None}
     assert api.get("/engine/status").get_json()["subscription"] == subscription
     for why in ("it was away before", "The stream cannot be read: it is away"):
         with transaction() as connection:
@@ -133,6 +134,15 @@ def test_a_paused_subscription_says_why_wherever_the_engine_is_told_to_be_unread
         resume_ingestion(connection)
     assert api.get("/engine/status").get_json()["subscription"] == subscription
     assert value(samples(api), "orchestrator_subscription_paused") == 0
+
+
+def test_a_subscription_lives_while_a_relay_does(api: Api) -> None:
+    desk.running(subscription={"stream": "market"})
+    with transaction() as connection:
+        beat(connection, "relay")
+    assert api.get("/engine/status").get_json()["subscription"]["alive"] is True
+    desk.change("UPDATE processes SET beat_at = beat_at - interval '1 minute'")
+    assert api.get("/engine/status").get_json()["subscription"]["alive"] is False
 
 
 def test_an_engine_that_reads_no_stream_has_no_subscription(api: Api) -> None:
