@@ -12,8 +12,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from sqlalchemy import Connection
-
 from models.kernel import backlog, clock, logs
 from models.kernel.errors import OrchestratorError
 from models.kernel.jobs import REGISTRY, Held, Sweep, list_expired, list_lost
@@ -120,8 +118,8 @@ class Dispatcher:
         self.full.discard(queue)
         chosen = settings()
         most, together = self.tempos[queue].plan(chosen.dispatch_window)
+        slots = self.find_room(queue, most, together)
         with statement() as connection:
-            slots = self.find_room(connection, queue, most, together)
             ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
         if len(ready) >= slots:
             self.full.add(queue)
@@ -130,7 +128,7 @@ class Dispatcher:
         if together == 1:
             self.room[queue] = slots - len(ready)
 
-    def find_room(self, connection: Connection, queue: str, most: int, together: int) -> int:
+    def find_room(self, queue: str, most: int, together: int) -> int:
         """How many jobs may be sent now: counted when less than half is left of what was found last.
 
         Workers only make room, so that what is left is there. Several dispatchers may fill a window each.
@@ -140,7 +138,8 @@ class Dispatcher:
             return left
         slots = most - publisher.count_messages(queue) * together
         if together > 1:
-            slots = min(slots, most - backlog.count_sent(connection, queue, SENT_SECONDS, most))
+            with statement() as connection:
+                slots = min(slots, most - backlog.count_sent(connection, queue, SENT_SECONDS, most))
         return slots
 
     def sweep(self) -> None:
