@@ -65,7 +65,8 @@ _PICK = text(
         (SELECT id FROM heads ORDER BY priority, turn, run_at, id LIMIT :slots)
     ), fitting AS (
         SELECT heads.id, heads.priority, heads.turn, heads.run_at FROM heads JOIN chosen USING (id)
-         ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at LIMIT :slots
+         ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at, heads.id
+         LIMIT :slots
     ), free AS (
         SELECT jobs.id, fitting.turn, fitting.run_at FROM jobs JOIN fitting USING (id)
          WHERE jobs.id = ANY (ARRAY(SELECT id FROM fitting))  -- by its key: BY_INDEX in session.py

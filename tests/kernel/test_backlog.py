@@ -59,6 +59,16 @@ def test_one_slot_in_eight_goes_to_what_has_waited_too_long(connection: Connecti
     assert {name for name in picked(connection, 2 * AGING_SHARE, aging=60.0) if name[0] == "o"} == {"old", "older"}
 
 
+def test_of_those_that_are_equal_in_all_else_the_first_that_came_goes_first(connection: Connection) -> None:
+    old, young = [f"o{n:02}" for n in range(20)], [f"y{n:02}" for n in range(20)]
+    parcel.send(connection, *old, priority=3)
+    for n, name in enumerate(young):
+        parcel.send(connection, name, tenant=f"t{99 - n}")
+    ages = "CASE priority WHEN 3 THEN interval '2 min' ELSE interval '1 s' END"
+    connection.execute(text(f"UPDATE jobs SET run_at = transaction_timestamp() - {ages}"))
+    assert [picked(connection, 2, aging=60.0) for _ in old] == [list(pair) for pair in zip(old, young, strict=True)]
+
+
 def test_a_queue_gets_its_own_jobs_only(connection: Connection) -> None:
     parcel.send(connection, "p")
     assert pick_jobs(connection, "another", 9, NEVER) == []
