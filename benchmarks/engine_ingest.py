@@ -199,7 +199,7 @@ def main() -> None:
             own = {"DATABASE_URL": postgres.url(), "BROKER_URL": valkey.url(), "PORT": str(port)}
             os.environ |= {**own, "ORCHESTRATOR_HOME": f"{directory}/home"}
             token = prepare(postgres.url())
-            env = environment(**own, ORCHESTRATOR_HOME=f"{directory}/home", ORCHESTRATOR_WEB_PROCESSES="1")
+            env = environment(**own, ORCHESTRATOR_HOME=f"{directory}/home")
             web = Running([sys.executable, "-m", "orchestrator_web"], Path(directory) / "web.log", env)
             try:
                 web.wait_until_it_answers(port)
