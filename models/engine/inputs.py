@@ -8,22 +8,22 @@ a cut that was taken never gains a record. An append that is rolled back leaves 
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, func, select, text, update
 
+from models.engine.batches import Batch
 from models.engine.contract import Received
 from models.engine.states import STOPPED
 from models.engine.tables import engine_appends, engine_configs, engine_control, engine_head, engine_inputs
-from models.kernel.copying import DELIMITER, QUOTE, copy_rows
+from models.kernel.copying import copy_rows
 from models.kernel.errors import Conflict, Invalid, OrchestratorError, Unavailable
 from models.kernel.prepared import Prepared
-from models.kernel.session import plain_errors, to_json
+from models.kernel.session import plain_errors
 
 COLUMNS = tuple(column.name for column in engine_inputs.columns)
 ROWS_IN_CHUNK = 1024
@@ -31,8 +31,6 @@ FULL_SECONDS, STOPPED_SECONDS, BUSY_SECONDS = 5.0, 30.0, 1.0
 FEWEST_ROWS, MOST_ROWS = 1000, 1_000_000
 PARTS, FEWEST_PARTS = 16, 4
 MOST_TOTALS, OTHER = 1000, "other"
-KINDS = attrgetter("source_id", "symbol", "event_type")
-SOURCE, SYMBOL = attrgetter("source_id"), attrgetter("symbol")
 
 _APPEND = Prepared(
     """
@@ -44,12 +42,20 @@ _APPEND = Prepared(
          WHERE last_seq - first_seq + 1 + %(n)s <= %(max_records)s
            AND NOT EXISTS (SELECT FROM engine_control WHERE %(stopped)s = state)
         RETURNING last_seq, last_ts_ms, beyond_seq
-    ), appended AS (
+    )
+    SELECT * FROM head
+    """,
+    {"stopped": STOPPED},
+    {"n": "bigint", "now_ms": "bigint", "max_records": "bigint"},
+)
+_COUNT = Prepared(
+    """
+    WITH appended AS (
         INSERT INTO engine_appends (last_seq, first_seq, ingest_ts_ms, counts)
-        SELECT last_seq, last_seq - %(n)s + 1, last_ts_ms, %(counts)s FROM head
+        VALUES (%(first_seq)s + %(n)s - 1, %(first_seq)s, %(ingest_ts_ms)s, %(counts)s)
     ), came AS (
         SELECT r.*, t.events IS NOT NULL AS known
-          FROM head, jsonb_to_recordset(%(totals)s) AS r (source_id text, event_type text, events bigint)
+          FROM jsonb_to_recordset(%(totals)s) AS r (source_id text, event_type text, events bigint)
           LEFT JOIN engine_totals AS t USING (source_id, event_type)
     ), named AS ( -- what a sender calls its events is its own affair; how many names are counted apart is not
         SELECT source_id, events, CASE WHEN known OR (SELECT count(*) FROM engine_totals)
@@ -62,17 +68,17 @@ _APPEND = Prepared(
         ON CONFLICT (source_id, event_type) DO UPDATE SET events = t.events + excluded.events
     ), met AS (
         INSERT INTO engine_symbols (symbol, first_seq)
-        SELECT key, last_seq - %(n)s + value::bigint FROM head, jsonb_each_text(%(places)s)
+        SELECT key, %(first_seq)s - 1 + value::bigint FROM jsonb_each_text(%(places)s)
          WHERE NOT EXISTS (SELECT FROM engine_symbols WHERE symbol = key) -- which waits for no planner
         ON CONFLICT (symbol) DO NOTHING
     )
-    SELECT * FROM head
+    SELECT
     """,
-    {"stopped": STOPPED, "most_totals": MOST_TOTALS, "other": OTHER},
+    {"most_totals": MOST_TOTALS, "other": OTHER},
     {
         "n": "bigint",
-        "now_ms": "bigint",
-        "max_records": "bigint",
+        "first_seq": "bigint",
+        "ingest_ts_ms": "bigint",
         "counts": "jsonb",
         "totals": "jsonb",
         "places": "jsonb",
@@ -99,6 +105,8 @@ class Appended:
     first_ingest_seq: int
     last_ingest_seq: int
     ingest_ts_ms: int
+    source_ids: Sequence[str]
+    symbols: Sequence[str]
 
 
 def append_events(
@@ -110,56 +118,49 @@ def append_events(
     """
     if not received:
         raise Invalid("There are no events", code="no_events")
-    call = {"n": len(received), "now_ms": now_ms, "max_records": max_records, **facts_of(received)}
+    parts = (received[start : start + ROWS_IN_CHUNK] for start in range(0, len(received), ROWS_IN_CHUNK))
+    return append_parts(connection, len(received), parts, max_records=max_records, now_ms=now_ms)
+
+
+def append_parts(
+    connection: Connection, n: int, parts: Iterator[Sequence[Received]], *, max_records: int, now_ms: int | None = None
+) -> Appended:
+    """Append a batch of `n` events as `append_events` does, each part made while Postgres takes in those before it.
+
+    The first part is made before others have to wait. Raises also what the making of a part raises.
+    """
+    first_part = next(parts)
+    first_seq, ingest_ts_ms = reserve(connection, n, max_records, now_ms)
+    batch = Batch()
+    chunks = (batch.rows_of(part, first_seq, ingest_ts_ms) for part in itertools.chain([first_part], parts))
+    copy_rows(connection, engine_inputs.name, COLUMNS, chunks)
+    _COUNT.run(connection, {"n": n, "first_seq": first_seq, "ingest_ts_ms": ingest_ts_ms, **batch.facts()})
+    return Appended(n, first_seq, first_seq + n - 1, ingest_ts_ms, *batch.names())
+
+
+def reserve(connection: Connection, n: int, max_records: int, now_ms: int | None) -> tuple[int, int]:
+    """Lock the log's head and draw its next numbers; answers the first, and the time of them all."""
     try:
         with plain_errors():
-            rows = _APPEND.run(connection, call)
+            rows = _APPEND.run(connection, {"n": n, "now_ms": now_ms, "max_records": max_records})
     except Conflict:
         why = "Others have been appending for too long"
         raise Unavailable(why, code="buffer_busy", retry_after=BUSY_SECONDS) from None
     if not rows:
-        refuse(connection, len(received), max_records)
+        refuse(connection, n, max_records)
     last_seq, ingest_ts_ms, beyond_seq = rows[0].values()
     while beyond_seq <= last_seq:
         beyond_seq = make_partition(connection, max_records)
-    first_seq = last_seq - len(received) + 1
-    copy_rows(connection, engine_inputs.name, COLUMNS, chunks_of(received, first_seq, ingest_ts_ms))
-    return Appended(len(received), first_seq, last_seq, ingest_ts_ms)
-
-
-def facts_of(received: Sequence[Received]) -> dict[str, str]:
-    """How many of what came, and at which place in the batch each symbol comes first."""
-    counts: dict[str, dict[str, int]] = {}
-    totals: Counter[tuple[str, str]] = Counter()
-    for (source_id, symbol, event_type), n in Counter(map(KINDS, received)).items():
-        of_symbol = counts.setdefault(symbol, {})
-        of_symbol[event_type] = of_symbol.get(event_type, 0) + n
-        totals[source_id, event_type] += n
-    named = [{"source_id": name[0], "event_type": name[1], "events": n} for name, n in sorted(totals.items())]
-    backwards = zip(map(SYMBOL, reversed(received)), range(len(received), 0, -1), strict=True)
-    places = dict(backwards)  # of each symbol the first place wins
-    return {"counts": to_json(counts), "totals": to_json(named), "places": to_json(places)}
-
-
-def chunks_of(received: Sequence[Received], first_seq: int, ingest_ts_ms: int) -> Iterator[str]:
-    """The rows as `copy_rows` takes them."""
-    at = f"{DELIMITER}{ingest_ts_ms}{DELIMITER}"
-    for start in range(0, len(received), ROWS_IN_CHUNK):
-        rows = [
-            f"{seq}{at}{r.source_id}{DELIMITER}{r.symbol}{DELIMITER}{r.event_type}{DELIMITER}"
-            f"{'' if r.snapshot_ts_ms is None else r.snapshot_ts_ms}{DELIMITER}{QUOTE}{r.event}{QUOTE}\n"
-            for seq, r in enumerate(received[start : start + ROWS_IN_CHUNK], first_seq + start)
-        ]
-        yield "".join(rows)
+    return last_seq - n + 1, ingest_ts_ms
 
 
 def tell_batch(received: Sequence[Received], appended: Appended) -> None:
-    """One line in the log for a batch, not one for each event."""
+    """One line in the log for a batch, not one for each event; `received` may be the end of it."""
     last = received[-1]
     facts = {
         "accepted": appended.accepted,
-        "source_id": sorted(set(map(SOURCE, received))),
-        "symbol": sorted(set(map(SYMBOL, received))),
+        "source_id": appended.source_ids,
+        "symbol": appended.symbols,
         "ingest_seq": appended.first_ingest_seq,
         "last_ingest_seq": appended.last_ingest_seq,
         "ingest_ts_ms": appended.ingest_ts_ms,

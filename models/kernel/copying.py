@@ -23,21 +23,29 @@ class Chunks:
 
     def __init__(self, texts: Iterator[str]) -> None:
         self.texts = texts
+        self.error: Exception | None = None
 
     def read(self, _size: int) -> str:
-        return next(self.texts, "")
+        try:
+            return next(self.texts, "")
+        except Exception as error:  # which the driver would tell to the server, and hide from who copies
+            self.error = error
+            raise InterruptedError("there are no more rows") from error
 
 
 def copy_rows(connection: Connection, table: str, columns: Sequence[str], chunks: Iterator[str]) -> None:
     """Copy rows into a table. A chunk is lines of fields parted by DELIMITER, with QUOTE around free text.
 
-    Raises what SQLAlchemy raises.
+    Raises what SQLAlchemy raises, and what the making of a chunk raises; no row is in the table then.
     """
     how = f"FORMAT csv, DELIMITER E'\\x{ord(DELIMITER):02x}', QUOTE E'\\x{ord(QUOTE):02x}', ENCODING 'UTF8'"
     statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN ({how})"
     cursor: Any = connection.connection.cursor()
+    source = Chunks(chunks)
     with contextlib.closing(cursor):
         try:
-            cursor.copy_expert(statement, Chunks(chunks))
+            cursor.copy_expert(statement, source)
         except connection.dialect.loaded_dbapi.Error as error:
+            if source.error is not None:
+                raise source.error from None
             fail(connection, cursor, statement, error)

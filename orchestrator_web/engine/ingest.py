@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flask import Response, request
 from flask_smorest import Blueprint
 from marshmallow import Schema, fields
 
+from models.engine import inputs
 from models.engine.contract import WHITE_SPACE, Received, check_event
-from models.engine.inputs import Intake, append_events, get_intake, tell_batch, tell_failure
+from models.engine.inputs import Intake, append_events, append_parts, get_intake, tell_batch, tell_failure
 from models.kernel import clock
 from models.kernel.errors import Invalid, OrchestratorError, Unavailable
 from models.kernel.session import statement
@@ -27,6 +28,7 @@ from orchestrator_web.parsing import ENGINE_EVENTS, JSON, check_query
 from orchestrator_web.problems import BadRequest
 
 MOST_EVENTS = 50_000
+LINES_IN_PART = 128  # enough to be worth a message to Postgres, few enough to be checked while it works
 MOST_ERRORS, QUOTED = 10, 3
 INFLATES_TO = 4  # times the largest body
 INTAKE_SECONDS = 1.0
@@ -106,8 +108,7 @@ def telling(view: View) -> View:
 def append_body(connection: Any) -> Response:
     """Append events to the log, all or none; each error names the line, or the item, that it is in."""
     intake = present_intake()
-    received = check_body(read_body(), intake)
-    appended = append_events(connection, received, max_records=intake.max_records)
+    received, appended = append_checked(connection, read_body(), intake)
     after_commit(lambda: tell_batch(received, appended))
     said = {name: getattr(appended, name) for name in Appended._declared_fields}
     return Response(dumps(said), status=201, content_type=JSON)
@@ -137,6 +138,32 @@ def read_body() -> bytes:
     if not body.strip(WHITE_SPACE):
         raise Invalid("The body holds no event", errors=[{"pointer": "", "detail": "is empty"}], code="no_events")
     return body
+
+
+def append_checked(connection: Any, body: bytes, intake: Intake) -> tuple[Sequence[Received], inputs.Appended]:
+    """Have every event of the body checked and in the log; answers also the last of them, or all.
+
+    Raises as `check_body` and `append_events` do, and nothing of the body is in the log.
+    """
+    lines = [] if request.mimetype == JSON else [line for _, line in lines_of(body)]
+    if not LINES_IN_PART < len(lines) <= MOST_EVENTS:
+        received = check_body(body, intake)
+        return received, append_events(connection, received, max_records=intake.max_records)
+    last: list[Received] = []
+    try:
+        parts = check_parts(lines, intake, last)
+        return last, append_parts(connection, len(lines), parts, max_records=intake.max_records)
+    except Invalid:
+        check_body(body, intake)  # which says all that is wrong, and where
+        raise
+
+
+def check_parts(lines: Sequence[bytes], intake: Intake, last: list[Received]) -> Iterator[Sequence[Received]]:
+    """The events of the lines, some at a time; `last` holds those of the last part. Raises Invalid."""
+    for start in range(0, len(lines), LINES_IN_PART):
+        some = lines[start : start + LINES_IN_PART]
+        last[:] = [check_event(line, intake.sources, intake.alignment_ms) for line in some]
+        yield last
 
 
 def check_body(body: bytes, intake: Intake) -> list[Received]:

@@ -23,6 +23,7 @@ ROLES = {
 }
 HEARTS = {
     "models/engine": {
+        "batches",
         "cadence",
         "canonical",
         "config",

@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 from orchestrator_web import compression
 from orchestrator_web.app import create_app
 from orchestrator_web.engine import ingest
+from orchestrator_web.engine.ingest import LINES_IN_PART
 from orchestrator_web.problems import BadRequest
 from tests.engine.configured import configure
 from tests.engine.market import event, lines_of, snapshot, text_of
@@ -84,6 +85,22 @@ def test_a_bad_line_is_named_by_its_number_and_nothing_is_appended(api: Api) -> 
     detail = "line 4: source_id 'nobody' is no configured source"
     assert problem["errors"] == [{"pointer": "/4/source_id", "detail": detail}]
     assert problem["detail"] == detail
+
+
+def test_lines_that_are_checked_while_others_are_copied_are_kept_in_their_order(api: Api) -> None:
+    sent = [text_of(event(source_event_id=str(number))) for number in range(3 * LINES_IN_PART + 1)]
+    answer = api.send(PATH, b"\n".join(sent), NDJSON)
+    assert answer.json == {"accepted": len(sent), "first_ingest_seq": 1, "last_ingest_seq": len(sent)}
+    assert [each.encode() for each in kept()] == sent
+
+
+def test_a_bad_line_behind_many_good_ones_is_named_with_all_others_and_nothing_is_appended(api: Api) -> None:
+    sent = [event()] * (2 * LINES_IN_PART)
+    body = lines_of(*sent, event(symbol="NO-PE"), *sent, event(source_id="nobody"))
+    problem = refused(api.send(PATH, body, NDJSON), 422, "unknown_symbol")
+    named = [f"/{2 * LINES_IN_PART + 1}/symbol", f"/{4 * LINES_IN_PART + 2}/source_id"]
+    assert [each["pointer"] for each in problem["errors"]] == named
+    assert api.send(PATH, lines_of(event()), NDJSON).json["first_ingest_seq"] == 1
 
 
 def test_a_line_that_is_no_json_is_named_by_its_number(api: Api) -> None:
@@ -279,6 +296,15 @@ def test_a_refused_batch_keeps_no_key(api: Api) -> None:
     assert api.post(PATH, data=lines_of(event()), content_type=NDJSON, headers=key).status_code == 201
 
 
+def test_a_batch_that_is_refused_while_it_is_copied_keeps_no_key(api: Api) -> None:
+    key = {"Idempotency-Key": "b-3"}
+    sent = [event()] * (2 * LINES_IN_PART)
+    refused = api.post(PATH, data=lines_of(*sent, event(symbol="NO-PE")), content_type=NDJSON, headers=key)
+    assert_problem(refused, 422)
+    again = api.post(PATH, data=lines_of(*sent), content_type=NDJSON, headers=key)
+    assert (again.status_code, len(kept())) == (201, len(sent))
+
+
 def test_only_who_may_write_may_append(app: Flask) -> None:
     reader, anonymous = Api(app, key_with("read", name="reader")), Api(app)
     refused(reader.send(PATH, lines_of(event()), NDJSON), 403, "permission_missing")
@@ -292,6 +318,15 @@ def test_a_batch_is_one_line_in_the_log(api: Api, caplog: pytest.LogCaptureFixtu
     assert (line.source_id, line.symbol) == (["binance", "kraken"], ["BTC-USD"])  # type: ignore[attr-defined]
     assert (line.ingest_seq, line.last_ingest_seq, line.accepted) == (1, 3, 3)  # type: ignore[attr-defined]
     assert (line.recv_ts_ms, line.exchange_ts_ms) == (200_000, 179_999)  # type: ignore[attr-defined]
+
+
+def test_a_batch_that_is_checked_in_parts_is_one_line_in_the_log(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    sent = [event(source_id="kraken"), *[event()] * LINES_IN_PART, snapshot() | {"recv_ts_ms": 200_000}]
+    api.send(PATH, lines_of(*sent), NDJSON)
+    (line,) = (record for record in caplog.records if record.name == "orchestrator.ingest")
+    assert (line.source_id, line.symbol) == (["binance", "kraken"], ["BTC-USD"])  # type: ignore[attr-defined]
+    assert (line.accepted, line.recv_ts_ms) == (len(sent), 200_000)  # type: ignore[attr-defined]
 
 
 def test_what_fails_is_told_with_its_domain(api: Api, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ from models.engine.contract import Received, check_event
 from models.engine.inputs import (
     Appended,
     append_events,
+    append_parts,
     close_time,
     count_records,
     find_cut_end,
     find_snapshot,
     partition_rows,
 )
-from models.kernel.errors import Invalid, Unavailable
-from models.kernel.session import statement, transaction
+from models.kernel.errors import Conflict, Invalid, Unavailable
+from models.kernel.session import plain_errors, statement, transaction
 from tests.engine.market import MINUTES_3, SOURCES, event, snapshot, text_of
 
 ROOM = 100_000
@@ -115,6 +117,51 @@ def test_a_rolled_back_append_leaves_no_gap_and_no_trace(database: str) -> None:
     assert rows("SELECT symbol, first_seq FROM engine_symbols") == [{"symbol": "BTC-USD", "first_seq": 1}]
     assert rows("SELECT * FROM engine_totals") == [{"source_id": "binance", "event_type": "TradeTick", "events": 1}]
     assert rows("SELECT count(*) AS n FROM engine_appends") == [{"n": 1}]
+
+
+def is_appending() -> bool:
+    """Whether somebody holds the log's head."""
+    try:
+        with transaction() as connection, plain_errors():
+            connection.execute(text("SELECT FROM engine_head FOR UPDATE NOWAIT"))
+    except Conflict:
+        return True
+    return False
+
+
+def test_the_parts_of_a_batch_are_made_one_by_one_and_the_first_before_others_have_to_wait(database: str) -> None:
+    waits: list[bool] = []
+
+    def parts() -> Iterator[list[Received]]:
+        for each in (event(), snapshot()), (event(symbol="ETH-USD"),), (event(), event()):
+            waits.append(is_appending())
+            yield received(*each)
+
+    append(event())
+    with transaction() as connection:
+        made = append_parts(connection, 5, parts(), max_records=ROOM)
+    assert waits == [False, True, True]
+    assert (made.first_ingest_seq, made.last_ingest_seq, made.symbols) == (2, 6, ["BTC-USD", "ETH-USD"])
+    assert [row["ingest_seq"] for row in rows("SELECT ingest_seq FROM engine_inputs ORDER BY 1")] == [*range(1, 7)]
+    assert rows("SELECT symbol, first_seq FROM engine_symbols ORDER BY 1") == [
+        {"symbol": "BTC-USD", "first_seq": 1},
+        {"symbol": "ETH-USD", "first_seq": 4},
+    ]
+    with statement() as connection:
+        of_btc = {"TradeTick": 3, "SnapshotInputs": 1}
+        assert count_records(connection, 1, 6) == {"BTC-USD": of_btc, "ETH-USD": {"TradeTick": 1}}
+
+
+def test_a_part_that_cannot_be_made_says_why_and_leaves_no_gap_and_no_trace(database: str) -> None:
+    def parts() -> Iterator[list[Received]]:
+        yield received(event(), snapshot())
+        yield received(event(symbol="NO-PE"))
+
+    with pytest.raises(Invalid, match="NO-PE"), transaction() as connection:
+        append_parts(connection, 3, parts(), max_records=ROOM)
+    assert append(event()).first_ingest_seq == 1
+    assert rows("SELECT count(*) AS n FROM engine_inputs") == [{"n": 1}]
+    assert rows("SELECT sum(events) AS n FROM engine_totals") == [{"n": 1}]
 
 
 def test_a_symbol_is_known_from_its_first_record_on(database: str) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from models.engine import events, operations, planning
+from models.engine.batches import facts_of
 from models.engine.canonical import canonical
 from models.engine.config import Config
 from models.engine.contract import Received, check_event
 from models.engine.cuts import Last
-from models.engine.inputs import facts_of
 from models.engine.lines import FORMAT, Writer
 from models.engine.operations import Attempt
 from models.engine.states import COMPLETED, DRAINED, FAILED, PLANNED, RUNNING, STARTED, WAITING
