@@ -2,6 +2,7 @@
 
 from kombu import Queue
 
+from models.kernel.messages import PRIORITIES, SEPARATOR
 from models.kernel.settings import settings
 
 broker_url = settings().broker_url
@@ -9,8 +10,8 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # a worker waits for Redis as long as it takes
 broker_transport_options = {
     "queue_order_strategy": "priority",
-    "priority_steps": [0, 1, 2, 3],  # critical, high, normal, low
-    "sep": ":",
+    "priority_steps": list(PRIORITIES),
+    "sep": SEPARATOR,
     "ack_emulation": False,  # rows say what is owed: noting in Redis who read a message costs two round trips each
     "socket_connect_timeout": 5,
     "socket_keepalive": True,

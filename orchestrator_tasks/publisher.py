@@ -1,37 +1,20 @@
-"""The one door to Celery: jobs go out as messages here and nowhere else.
-
-A direct queue is reached through the default exchange, straight into its list: after a
-FLUSHALL a declared exchange has lost its bindings and would drop every message silently.
-"""
+"""The dispatcher's door to Celery: jobs go out as messages, and are counted, here."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import redis
-from kombu.exceptions import BatchPublishError, OperationalError
 
-from models.kernel import ids
 from models.kernel.backlog import Ready
 from models.kernel.errors import Unavailable
-from models.kernel.jobs import REGISTRY
-from orchestrator_tasks.app import app
+from models.kernel.jobs import CRITICAL, REGISTRY
+from models.kernel.messages import job_message, list_of, lists_of, message
 from orchestrator_tasks.hints import client
 
-CORRELATION = "correlation"  # the header that carries a request's id to the worker
 CANARY = "doctor.canary"  # the task that only says that its queue is read
 MOST_SEARCHED = 10_000
-
-
-@functools.cache
-def lists_of(queue: str) -> tuple[str, ...]:
-    """The Redis lists behind a queue, one for each priority, as kombu names them."""
-    options = app.conf.broker_transport_options
-    steps = options["priority_steps"]
-    return tuple(f"{queue}{options['sep']}{step}" if step else queue for step in steps)
 
 
 def count_messages(queue: str) -> int:
@@ -48,17 +31,11 @@ def count_messages(queue: str) -> int:
 def publish(jobs: Sequence[Ready], together: int = 1) -> None:
     """Send messages that name the jobs, in their order; neighbours of one kind and priority share one.
 
-    All go in one round trip. `together`: most jobs in a message, where their kind allows several. Raises Unavailable; what was not sent is sent
-    again later.
+    All go in one round trip. `together`: most jobs in a message, where their kind allows several. Raises Unavailable;
+    what was not sent is sent again later.
     """
-    if not jobs:
-        return
-    try:
-        with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():
-            for group in grouped(jobs, together):
-                send(producer, group)
-    except (BatchPublishError, OperationalError, redis.RedisError, OSError) as error:
-        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+    if jobs:
+        push([(list_of(group[0].queue, group[0].priority), job_message(*group)) for group in grouped(jobs, together)])
 
 
 def grouped(jobs: Sequence[Ready], together: int) -> Iterator[Sequence[Ready]]:
@@ -68,41 +45,29 @@ def grouped(jobs: Sequence[Ready], together: int) -> Iterator[Sequence[Ready]]:
         yield from (whole[start : start + most] for start in range(0, len(whole), most))
 
 
-def send(producer: Any, group: Sequence[Ready]) -> None:
-    first, *others = group
-    kwargs: dict[str, Any] = {"job_id": first.id, "subject_id": first.subject_id}
-    if others:
-        kwargs["others"] = [(job.id, job.subject_id, job.correlation_id) for job in others]
-    message = app.amqp.as_task_v2(ids.new_uuid(), first.task, kwargs=kwargs, ignore_result=True)
-    app.amqp.send_task_message(
-        producer,
-        first.task,
-        message,
-        queue=first.queue,
-        declare=[],
-        priority=first.priority,
-        headers={CORRELATION: first.correlation_id},
-        retry=False,
-    )
+def push(messages: Sequence[tuple[str, bytes]]) -> None:
+    """Put messages into their lists in one round trip. Raises Unavailable."""
+    try:
+        pipeline = client().pipeline(transaction=False)
+        for name, each in messages:
+            pipeline.lpush(name, each)
+        pipeline.execute()
+    except redis.RedisError as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
 
 
 def publish_canary(queue: str, canary: str) -> None:
     """Send the canary's task through a queue, before all jobs. Raises Unavailable."""
-    try:
-        with app.producer_pool.acquire(block=True, timeout=2) as producer:
-            kwargs = {"canary": canary, "queue": queue}
-            message = app.amqp.as_task_v2(canary, CANARY, kwargs=kwargs, ignore_result=True)
-            app.amqp.send_task_message(producer, CANARY, message, queue=queue, declare=[], priority=0, retry=False)
-    except (OperationalError, redis.RedisError, OSError) as error:
-        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+    kwargs = {"canary": canary, "queue": queue}
+    push([(list_of(queue, CRITICAL), message(CANARY, kwargs, queue, CRITICAL, task_id=canary))])
 
 
 def withdraw_canary(queue: str, canary: str) -> None:
     """Take back a canary that nobody read, so that none pile up in a queue without readers. Raises Unavailable."""
-    name = lists_of(queue)[0]
+    name = list_of(queue, CRITICAL)
     try:
-        for message in client().lrange(name, 0, MOST_SEARCHED):
-            if canary.encode() in message:
-                client().lrem(name, 1, message)
+        for each in client().lrange(name, 0, MOST_SEARCHED):
+            if canary.encode() in each:
+                client().lrem(name, 1, each)
     except redis.RedisError as error:
         raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error

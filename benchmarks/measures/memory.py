@@ -14,7 +14,7 @@ from benchmarks.measures.sizes import LARGE, SMALL, filled, give_back
 from benchmarks.processes import Running, pss_mib, wait_for
 from benchmarks.service import Service, delete_home
 from models.kernel.hints import WORK
-from orchestrator_tasks.publisher import lists_of
+from models.kernel.messages import lists_of
 
 CONCURRENCY = "20"
 WARM_CREATES = 2000

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
 )
 from sqlalchemy import update as update_
@@ -30,6 +32,14 @@ LANE_INDEX = "jobs_lane_leased_ix"
 TEXTS: ARRAY[str] = ARRAY(Text)
 LAST_WORDS = (jobs.c.id, jobs.c.subject_id, jobs.c.lane, jobs.c.fence, jobs.c.lease_until)
 GONE = literal(False).label("rests")
+LATELY_SECONDS = 1.0
+FEW_MESSAGES = 8
+SENT = [
+    part
+    for name in ("id", "task", "subject_id", "queue", "priority", "correlation_id")
+    for part in (name, jobs.c[name])
+]
+"""What a message says of a job, as name and value in turn."""
 
 
 class Job(enum.Enum):
@@ -136,7 +146,28 @@ def owed(kind: str, moved: CTE, spec: Spec) -> CTE:
         values |= {"lane": lane, "waits": and_(lane.is_not(None), or_(turn > 1, ahead))}
         values |= {"keeps_turn": and_(literal(spec.keeps_turn), lane.is_not(None))}
     source = select(*(value.label(name) for name, value in values.items())).order_by(*order)
-    return insert(jobs).from_select(list(values), source).returning(jobs.c.id.label("job_id")).cte("job")
+    answer: list[Any] = [jobs.c.id.label("job_id")]
+    if spec.sends_to is not None:
+        source = sent_if_calm(source.subquery("owes"), spec.sends_to)
+        sent = case((jobs.c.dispatched_at.is_not(None), func.jsonb_build_object(*SENT)))
+        answer += [jobs.c.subject_id, sent.label("sent")]
+    return insert(jobs).from_select(source.selected_columns.keys(), source).returning(*answer).cte("job")
+
+
+def sent_if_calm(owes: Any, queue: str) -> Any:
+    """The jobs that are owed, marked as sent if nobody waits before them and few messages are on their way.
+
+    So nothing is overtaken, and what is sent past the dispatcher is bounded.
+    """
+    mine = and_(jobs.c.queue == queue, jobs.c.fence.is_(None))
+    ready = select(jobs.c.id).where(mine, jobs.c.dispatched_at.is_(None), ~jobs.c.waits)
+    lately = func.clock_timestamp() - seconds(LATELY_SECONDS)
+    on_their_way = select(jobs.c.id).where(mine, jobs.c.dispatched_at > lately).limit(FEW_MESSAGES).subquery()
+    few = select(func.count() < FEW_MESSAGES).select_from(on_their_way).scalar_subquery()
+    calm = select(and_(~ready.exists(), few).label("it_is")).cte("calm").prefix_with("MATERIALIZED")
+    goes = and_(calm.c.it_is, owes.c.queue == queue, ~owes.c.waits if "waits" in owes.c else true())
+    sent = {"dispatched_at": case((goes, func.clock_timestamp())), "dispatches": case((goes, 1), else_=0)}
+    return select(owes, *(value.label(name) for name, value in sent.items())).select_from(owes.join(calm, true()))
 
 
 def leased(moved: CTE) -> CTE:

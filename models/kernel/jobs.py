@@ -108,6 +108,8 @@ class Spec:
 
     `turn` is the place among those that are owed by the same call; without it the subjects' ids decide.
     `keeps_turn`: its lane is carried out strictly in order; while it rests until it is tried again, the others wait.
+    `sends_to`: a queue for which whoever commits the call sends the message itself while that queue is calm: what it
+    has to send stands as `sent` in the answer.
     """
 
     task: str
@@ -121,6 +123,7 @@ class Spec:
     max_attempts: Any = 1
     turn: Any = None
     keeps_turn: bool = False
+    sends_to: str | None = None
 
 
 @dataclass(frozen=True)

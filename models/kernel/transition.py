@@ -1,7 +1,7 @@
 """Transition: the only way a state changes.
 
-A `Transition` is built once, at import, and compiled to one SQL statement. Each call moves 1..n subjects,
-appends their ledger rows, and makes, leases, returns or ends their jobs, in one round trip:
+A `Transition` is built once, at import, and compiled to one SQL statement. Each call moves 1..n subjects, appends their
+ledger rows, and makes, leases, returns or ends their jobs, in one round trip:
 
     given    the rows of this call, from one JSON document
     held     their jobs, locked in id order          (when the act starts from jobs)
@@ -10,9 +10,9 @@ appends their ledger rows, and makes, leases, returns or ends their jobs, in one
     job      the change to their jobs
     told     their ledger rows
 
-Each part feeds only from the rows that the part before it yields, so that a failed guard moves nothing, and
-locks are always taken in the order job, subject, ledger. Subjects whose guard failed are absent from the answer:
-the caller reads their present state and says what is wrong. `Birth` is the transition from nothing.
+Each part feeds only from the rows that the part before it yields, so that a failed guard moves nothing, and locks are
+always taken in the order job, subject, ledger. Subjects whose guard failed are absent from the answer: the caller
+reads their present state and says what is wrong.
 """
 
 from __future__ import annotations
@@ -219,6 +219,8 @@ class Transition(Act):
         job = self.job_change(moved)
         if self.job is Job.LEASE and job is not None:
             answer = answer.add_columns(*(c for c in job.c if c.name != "job_id")).where(moved.c.job_id == job.c.job_id)
+        elif job is not None and "sent" in job.c:
+            answer = answer.add_columns(job.c.sent).where(moved.c.id == job.c.subject_id)
         elif job is not None:
             answer = answer.add_cte(job)
         return answer.add_cte(*self.further(moved, job))
@@ -231,9 +233,8 @@ class Transition(Act):
         return parts + [part.cte(f"also_{n}") for n, part in enumerate(more)]
 
     def columns(self) -> dict[str, Any]:
-        types: dict[str, Any] = (
-            {"job_id": BigInteger} if self.job in job_parts.BY_JOB else {"id": Text, "revision": Integer}
-        )
+        by_job = self.job in job_parts.BY_JOB
+        types: dict[str, Any] = {"job_id": BigInteger} if by_job else {"id": Text, "revision": Integer}
         if self.job in job_parts.BY_FENCE:
             types["fence"] = BigInteger
         if self.job is Job.RETRY:

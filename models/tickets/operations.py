@@ -76,14 +76,24 @@ def births(drafts: Sequence[Mapping[str, Any]], caller: Caller) -> list[dict[str
 
 
 def accept_execution(
-    connection: Connection, ticket_id: str, *, expires_in_seconds: float, force: bool, caller: Caller
+    connection: Connection,
+    ticket_id: str,
+    *,
+    expires_in_seconds: float,
+    force: bool,
+    caller: Caller,
+    sends: bool = False,
 ) -> Mapping[str, Any]:
     """Set a ticket going: it is queued, and a worker owes its execution.
 
+    Whoever `sends` is answered what to send, if that falls to it, as `sent`: the columns of a `backlog.Ready`.
     Raises NotFound; IllegalTransition when it is going already, or ended and not forced; Conflict
     (`emergency_stop`) while its robot is stopped: the ticket then stays as it was.
     """
-    act = transitions.ACCEPT_FORCED if force else transitions.ACCEPT
+    if sends:
+        act = transitions.ACCEPT_FORCED_AND_SEND if force else transitions.ACCEPT_AND_SEND
+    else:
+        act = transitions.ACCEPT_FORCED if force else transitions.ACCEPT
     row = {
         "id": ticket_id,
         "expires_in_seconds": expires_in_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -101,7 +102,11 @@ def is_free(ticket: Any) -> Any:
     return or_(ticket.command.in_(STOPPING), not_(is_engaged(EVERYTHING, ticket.target)))
 
 
-def accepting(sources: frozenset[str]) -> Transition:
+def sent_execution_job(ticket: Any) -> Spec:
+    return dataclasses.replace(execution_job(ticket), sends_to=QUEUE)
+
+
+def accepting(sources: frozenset[str], owes: Callable[[Any], Spec] = execution_job) -> Transition:
     return Transition(
         subject=SUBJECT,
         sources=sources,
@@ -119,7 +124,7 @@ def accepting(sources: frozenset[str]) -> Transition:
             "error": null(),
             "error_code": null(),
         },
-        owes=execution_job,
+        owes=owes,
         also=lambda moved: [answered_letters(moved, kind=TICKET.kind)] if sources & TERMINAL else [],
         told=Told(topic=lambda _t: literal(events.QUEUED), label=events.label, body=events.execution),
     )
@@ -127,6 +132,8 @@ def accepting(sources: frozenset[str]) -> Transition:
 
 ACCEPT = accepting(frozenset({PENDING}))
 ACCEPT_FORCED = accepting(frozenset({PENDING}) | TERMINAL)
+ACCEPT_AND_SEND = accepting(frozenset({PENDING}), sent_execution_job)
+ACCEPT_FORCED_AND_SEND = accepting(frozenset({PENDING}) | TERMINAL, sent_execution_job)
 
 
 def is_owed_none(ticket: Any) -> Any:

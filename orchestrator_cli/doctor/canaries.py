@@ -14,13 +14,14 @@ from models.kernel.session import statement
 from orchestrator_cli.doctor.broker import connect
 from orchestrator_cli.doctor.findings import FAIL, OK, WARN, Finding
 from orchestrator_tasks import publisher
+from orchestrator_tasks.app import app
 
 FIND_OUT = "is there a worker with `--queues {queue}`? its log says what it does"
 
 
 def look_at_queues(seconds: float) -> list[Finding]:
     """One finding for each queue: how long its canary took, or that nobody read it within so many seconds."""
-    queues = [queue.name for queue in publisher.app.conf.task_queues]
+    queues = [queue.name for queue in app.conf.task_queues]
     canary = ids.new_uuid()
     lengths = {queue: publisher.count_messages(queue) for queue in queues}
     sent_at = time.monotonic()

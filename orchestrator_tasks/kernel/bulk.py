@@ -14,11 +14,11 @@ from models.kernel.bulk import OperationExpired, Progress, Run
 from models.kernel.errors import Conflict, LeaseLost, OrchestratorError, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
+from models.kernel.messages import CORRELATION
 from models.kernel.session import statement, transaction
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.publisher import CORRELATION
 
 log = logging.getLogger(__name__)
 

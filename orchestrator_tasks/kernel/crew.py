@@ -21,9 +21,9 @@ from celery import current_task
 from models.kernel import clock
 from models.kernel.backlog import hand_back_jobs
 from models.kernel.errors import OrchestratorError
+from models.kernel.messages import CORRELATION
 from models.kernel.session import statement
 from orchestrator_tasks import hints
-from orchestrator_tasks.publisher import CORRELATION
 
 Order = tuple[int, str, str | None]
 """What a message says of a job: its id, its subject's, the correlation id."""

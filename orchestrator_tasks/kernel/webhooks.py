@@ -15,6 +15,7 @@ from models.kernel.backlog import park_job, put_off_job
 from models.kernel.errors import LeaseLost, OrchestratorError
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
+from models.kernel.messages import CORRELATION
 from models.kernel.once import once
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
@@ -28,7 +29,6 @@ from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import keeper
 from orchestrator_tasks.kernel.places import Places
 from orchestrator_tasks.kernel.posting import SHUTDOWN, Answer, Call, Message, post
-from orchestrator_tasks.publisher import CORRELATION
 
 log = logging.getLogger(__name__)
 

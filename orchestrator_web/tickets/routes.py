@@ -16,7 +16,7 @@ from models.kernel.tallies import count_states
 from models.tickets import operations, queries, telemetry
 from models.tickets.states import TICKET
 from models.tickets.transitions import QUEUE
-from orchestrator_web import hints, paging
+from orchestrator_web import hints, paging, sending
 from orchestrator_web.auth import public, requires
 from orchestrator_web.idempotency import after_commit, creating
 from orchestrator_web.json import dumps
@@ -105,8 +105,9 @@ def execute_ticket(connection: Any, wanted: dict[str, Any]) -> Response:
         expires_in_seconds=wanted["expires_in_seconds"],
         force=wanted["force"],
         caller=g.caller,
+        sends=True,
     )
-    after_commit(functools.partial(hints.work_is_owed, QUEUE))
+    after_commit(functools.partial(sending.send_or_hint, QUEUE, row["sent"]))
     accepted = answer(answers.accepted(row), 202)
     accepted.headers["Location"] = f"/ticket/{ticket_id}"
     if prefers_async():

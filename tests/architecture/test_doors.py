@@ -92,6 +92,14 @@ def test_only_the_publisher_publishes_to_celery() -> None:
     assert outside(allowed, look) == ""
 
 
+def test_only_two_doors_send_what_a_job_owes() -> None:
+    allowed = {
+        "orchestrator_tasks/publisher.py": "the dispatcher's, for all that waits",
+        "orchestrator_web/sending.py": "what was just accepted, while nobody waits",
+    }
+    assert outside(allowed, calls_of("job_message", "lpush")) == ""
+
+
 def test_no_message_carries_a_time_to_run_at() -> None:
     def carries(module: Module) -> Iterable[ast.AST]:
         return (word.value for call in module.calls for word in call.keywords if word.arg in {"eta", "countdown"})

@@ -15,13 +15,13 @@ from sqlalchemy import Connection, false, true
 from models.kernel import backlog, feed, job_parts, latch, schedules
 from models.kernel.errors import LeaseLost
 from models.kernel.feed import Follower, list_rows
+from models.kernel.messages import lists_of
 from models.kernel.session import statement, transaction
 from models.tickets import operations, robots, transitions
 from models.tickets.events import PUBLIC_TOPICS
 from models.tickets.operations import Outcome
 from models.tickets.queries import Clearance
 from models.tickets.states import EXECUTING, TERMINAL
-from orchestrator_tasks import publisher
 from orchestrator_tasks.dispatcher import Dispatcher
 from orchestrator_tasks.tickets import tasks, together
 from orchestrator_tasks.tickets.drivers.base import Interrupt
@@ -158,7 +158,7 @@ def test_a_message_that_is_lost_and_never_sent_again_is_caught(
 
 def messages(valkey: redis.Redis) -> list[dict[str, Any]]:
     """What the messages in the queue ask a worker to do."""
-    found = [raw for name in publisher.lists_of("io") for raw in valkey.lrange(name, 0, -1)]  # type: ignore[union-attr]
+    found = [raw for name in lists_of("io") for raw in valkey.lrange(name, 0, -1)]  # type: ignore[union-attr]
     return [dict(orjson.loads(base64.b64decode(orjson.loads(raw)["body"]))[1]) for raw in found]
 
 

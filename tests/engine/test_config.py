@@ -14,9 +14,9 @@ from models.engine.config import Config, read_config
 from models.kernel import clock
 from models.kernel.errors import InvalidSettings
 from models.kernel.hints import OUTCOMES, WORK
+from models.kernel.messages import lists_of
 from orchestrator_cli.migrate import ROOT
 from orchestrator_tasks.app import app
-from orchestrator_tasks.publisher import lists_of
 from tests.engine.desk import body
 
 RETRY = {"min_delay_ms": 100, "max_delay_ms": 1000, "max_attempts": 3}

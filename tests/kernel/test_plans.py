@@ -46,6 +46,13 @@ def carry_out(connection: Connection, caller: Caller) -> None:
     attempt = take(connection)
     operations.settle_ticket(connection, attempt, Outcome("completed", result={}), "worker:test")
     operations.cancel_ticket(connection, take(connection).ticket_id, caller)
+    operations.cancel_ticket(connection, accept_and_send(connection, caller), caller)
+
+
+def accept_and_send(connection: Connection, caller: Caller) -> str:
+    ticket_id = str(operations.create_tickets(connection, [DRAFT], caller)[0]["id"])
+    operations.accept_execution(connection, ticket_id, expires_in_seconds=60, force=False, caller=caller, sends=True)
+    return ticket_id
 
 
 @pytest.fixture
@@ -69,6 +76,15 @@ def test_a_pick_reads_what_it_picks(grown: Connection) -> None:
     with rows_touched(grown) as touched:
         pick(grown)
     assert max(touched) <= FEW
+
+
+def test_an_acceptance_that_asks_whether_its_queue_is_calm_reads_no_queue(grown: Connection, writer: Caller) -> None:
+    for sent in (0, MANY):
+        change = "UPDATE jobs SET dispatched_at = CASE WHEN id <= :sent THEN clock_timestamp() END"
+        grown.execute(text(change), {"sent": sent})
+        with rows_touched(grown) as touched:
+            accept_and_send(grown, writer)
+        assert max(touched) <= FEW
 
 
 def test_the_acts_of_an_attempt_read_its_own_rows(grown: Connection, writer: Caller) -> None:

@@ -12,6 +12,7 @@ import redis
 
 from models.kernel import clock
 from models.kernel.errors import Unavailable
+from models.kernel.messages import lists_of
 from models.kernel.settings import settings
 from orchestrator_tasks import hints, publisher
 from orchestrator_tasks.dispatcher import Dispatcher
@@ -38,7 +39,7 @@ def rested(database: str, set_to: Callable[..., None]) -> None:
 
 
 def lengths(valkey: redis.Redis) -> list[int]:
-    return [valkey.llen(name) for name in publisher.lists_of(QUEUE)]
+    return [valkey.llen(name) for name in lists_of(QUEUE)]
 
 
 def state_of(ticket_id: str) -> tuple[str, str | None]:
@@ -73,7 +74,7 @@ def test_the_window_counts_the_messages_of_all_priorities(
     owed(priority="critical")
     dispatcher.refill_all()
     assert lengths(valkey) == [1, 1, 1, 1]
-    valkey.rpop(publisher.lists_of(QUEUE)[3])
+    valkey.rpop(lists_of(QUEUE)[3])
     dispatcher.refill_all()
     assert lengths(valkey) == [2, 1, 1, 0]
 
@@ -273,7 +274,11 @@ def test_a_dispatcher_that_cannot_hear_hints_any_more_ends_as_a_whole(
 
 
 def test_room_is_counted_anew_only_when_half_of_it_is_used(
-    dispatcher: Dispatcher, owed: Owed, valkey: redis.Redis, set_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    dispatcher: Dispatcher,
+    owed: Owed,
+    valkey: redis.Redis,
+    set_to: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_to(dispatch_window=4)
     counted: list[str] = []
@@ -318,9 +323,9 @@ def test_a_window_that_was_filled_is_looked_at_again_without_any_hint(
         running = pool.submit(dispatcher.run)
         try:
             eventually(lambda: sum(lengths(valkey)) == 2, what="the window is full")
-            valkey.rpop(publisher.lists_of(QUEUE)[2])  # as a worker does, which tells nobody
+            valkey.rpop(lists_of(QUEUE)[2])  # as a worker does, which tells nobody
             eventually(lambda: sum(lengths(valkey)) == 2, what="it is full again")
-            valkey.rpop(publisher.lists_of(QUEUE)[2], 2)
+            valkey.rpop(lists_of(QUEUE)[2], 2)
             eventually(lambda: not dispatcher.full, what="there is nothing more")
         finally:
             dispatcher.stop()
@@ -418,6 +423,6 @@ def test_what_is_passed_over_is_sent_anew_although_the_window_is_always_full(
     urgent[0].take()
     for _ in range(2):  # a pace with a full window, then a message is taken and its place filled
         dispatcher.refill_all()
-        valkey.rpop(publisher.lists_of(QUEUE)[1])
+        valkey.rpop(lists_of(QUEUE)[1])
         dispatcher.refill(QUEUE)
     assert lengths(valkey)[0] == 1

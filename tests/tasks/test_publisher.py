@@ -12,7 +12,11 @@ import redis
 from models.kernel.backlog import Ready
 from models.kernel.errors import Unavailable
 from models.kernel.jobs import CRITICAL, HIGH, LOW, NORMAL
+from models.kernel.messages import CORRELATION, list_of, lists_of
+from models.kernel.messages import message as compose
 from orchestrator_tasks import publisher
+from orchestrator_tasks.app import app
+from orchestrator_tasks.tickets import tasks  # noqa: F401 - registers what the tickets owe
 
 PRIORITIES = (CRITICAL, HIGH, NORMAL, LOW)
 
@@ -28,22 +32,42 @@ def messages(valkey: redis.Redis, name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("priority", PRIORITIES)
 def test_a_message_lies_in_the_list_of_its_priority_alone(valkey: redis.Redis, priority: int) -> None:
     publisher.publish([ready(priority=priority)])
-    assert [valkey.llen(name) for name in publisher.lists_of("io")] == [int(p == priority) for p in PRIORITIES]
+    assert [valkey.llen(name) for name in lists_of("io")] == [int(p == priority) for p in PRIORITIES]
     assert publisher.count_messages("io") == 1
 
 
 def test_a_message_names_the_job_and_carries_the_correlation_id_in_a_header(valkey: redis.Redis) -> None:
     publisher.publish([ready(7)])
     (message,) = messages(valkey, "io:2")
-    assert message["headers"][publisher.CORRELATION] == "correlation-7"
+    assert message["headers"][CORRELATION] == "correlation-7"
     assert message["headers"]["task"] == "tickets.execute"
     assert kwargs_of(message) == {"job_id": 7, "subject_id": "ticket-7"}
     assert message["headers"]["eta"] is None
 
 
+def test_a_message_is_the_one_that_celery_would_have_sent(valkey: redis.Redis) -> None:
+    kwargs = {"job_id": 7, "subject_id": "ticket-7", "others": [(8, "ticket-8", None)]}
+    theirs = app.amqp.as_task_v2("an-id", "tickets.execute", kwargs=kwargs, ignore_result=True)
+    with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+        app.amqp.send_task_message(
+            producer, "tickets.execute", theirs, queue="io", declare=[], priority=HIGH, headers={CORRELATION: "c"}
+        )
+    ours = compose("tickets.execute", kwargs, "io", HIGH, task_id="an-id", headers={CORRELATION: "c"})
+    valkey.lpush(list_of("io", HIGH), ours)
+    expected, found = (told(each) for each in messages(valkey, "io:1"))
+    assert found == expected
+
+
+def told(message: dict[str, Any]) -> dict[str, Any]:
+    """What a message says, but for who sent it and the number of its sending."""
+    assert message["headers"].pop("origin")
+    assert message["properties"].pop("delivery_tag")
+    return {**message, "body": json.loads(base64.b64decode(message["body"]))}
+
+
 def test_messages_of_one_priority_keep_their_order(valkey: redis.Redis) -> None:
     publisher.publish([ready(number) for number in (3, 1, 2)])
-    said = [message["headers"][publisher.CORRELATION] for message in messages(valkey, "io:2")]
+    said = [message["headers"][CORRELATION] for message in messages(valkey, "io:2")]
     assert said == ["correlation-3", "correlation-1", "correlation-2"]
 
 

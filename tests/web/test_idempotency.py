@@ -11,7 +11,7 @@ from flask import Flask, g
 
 from models.kernel.clients import Caller
 from models.tickets import operations
-from orchestrator_web import hints, idempotency
+from orchestrator_web import idempotency, sending
 from tests.web.server import Server, own_logs, run
 from tests.web.service import DRIVE, Api, assert_problem, carry_out, counts, each, key_with, rows
 
@@ -118,9 +118,11 @@ def test_a_request_whose_twin_still_runs_is_409_and_says_when_to_come_back(
     assert counts()["tickets"] == 1
 
 
-def test_a_hint_goes_out_after_the_commit_and_not_for_a_repetition(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_goes_out_after_the_commit_and_not_for_a_repetition(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(hints, "work_is_owed", lambda _queue: seen.append(counts()["jobs"]))
+    monkeypatch.setattr(sending, "send_or_hint", lambda _queue, _sent: seen.append(counts()["jobs"]))
     ticket_id = api.create()["id"]
     for _ in range(2):
         accepted = api.post("/execute", json={"ticket_id": ticket_id}, headers={**KEY, **ASYNC})
