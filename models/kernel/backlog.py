@@ -1,6 +1,7 @@
 """The backlog as the dispatcher works it: which jobs go to a Celery queue next.
 
-Order: priority, then fair share between tenants, then age; one slot in AGING_SHARE goes
+Order: priority, then fair share between tenants, then age. A tenant's share is what it has on its way or at work: who
+has least of it comes next, however few slots a pick has. One slot in AGING_SHARE goes
 to the oldest job that has waited beyond the aging bound, so that nothing starves. Its message
 goes out as a critical one: behind a queue of urgent messages no worker would ever come to it.
 """
@@ -48,10 +49,17 @@ _PICK = text(
              WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits
                AND (priority, tenant) > (pairs.priority, pairs.tenant)
              ORDER BY priority, tenant LIMIT 1) AS following
+    ), places AS (
+        SELECT tenant, count(*) AS taken FROM (
+            SELECT tenant FROM jobs WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NOT NULL
+            UNION ALL
+            SELECT tenant FROM jobs WHERE queue = :queue AND fence IS NOT NULL) AS away
+         WHERE (SELECT count(DISTINCT tenant) > 1 FROM pairs)
+         GROUP BY tenant
     ), heads AS (
-        SELECT head.id, pairs.priority, head.run_at,
-               row_number() OVER (PARTITION BY pairs.priority, pairs.tenant ORDER BY head.run_at, head.id) AS turn
-          FROM pairs, LATERAL (
+        SELECT head.id, pairs.priority, head.run_at, coalesce(places.taken, 0)
+               + row_number() OVER (PARTITION BY pairs.priority, pairs.tenant ORDER BY head.run_at, head.id) AS turn
+          FROM pairs LEFT JOIN places USING (tenant), LATERAL (
             SELECT id, run_at FROM jobs
              WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NULL AND NOT waits
                AND priority = pairs.priority AND tenant = pairs.tenant AND run_at <= clock_timestamp()

@@ -38,6 +38,12 @@ def test_a_small_tenant_is_not_starved_by_a_large_one(connection: Connection) ->
     assert [name for name in first if name.startswith("l")] == large[:3]
 
 
+def test_a_small_tenant_is_not_starved_however_few_slots_a_pick_has(connection: Connection) -> None:
+    parcel.send(connection, *[f"l{n:02}" for n in range(40)], tenant="large")
+    parcel.send(connection, "s1", "s2", tenant="small")
+    assert [picked(connection, 1) for _ in range(4)] == [["l00"], ["s1"], ["l01"], ["s2"]]
+
+
 def test_within_a_tenant_the_oldest_goes_first(connection: Connection) -> None:
     parcel.send(connection, *"abc")
     connection.execute(text("UPDATE jobs SET run_at = run_at - interval '1 minute' WHERE subject_id = 'c'"))

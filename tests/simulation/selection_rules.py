@@ -100,12 +100,20 @@ class Backlog:
         )
 
     def turns(self, ready: Iterable[Job]) -> dict[Job, int]:
-        """Tenants of one priority take turns; within a tenant the oldest comes first."""
+        """Tenants of one priority take turns, who has least on its way first; of a tenant's the oldest comes first."""
         turns: dict[Job, int] = {}
         taken: dict[tuple[int, str], int] = {}
         for job in sorted(ready, key=lambda job: job.age):
-            turns[job] = taken[job.priority, job.tenant] = taken.get((job.priority, job.tenant), 0) + 1
+            before = taken.get((job.priority, job.tenant)) or self.places(job.queue, job.tenant)
+            turns[job] = taken[job.priority, job.tenant] = before + 1
         return turns
+
+    def places(self, queue: str, tenant: str) -> int:
+        """How many jobs of a tenant are on their way to workers, or with them."""
+        return sum(
+            job.queue == queue and job.tenant == tenant and (job.fence is not None or job.sent_at is not None)
+            for job in self.jobs.values()
+        )
 
     def aged(self, ready: Iterable[Job], slots: int, aging: float) -> list[Job]:
         """The oldest of those that waited for longer than the aging bound, whatever their priority and tenant."""

@@ -42,6 +42,10 @@ def unfair_tenants(patch: Patch) -> None:
     rewritten(patch, "_PICK", "priority, turn, run_at, id", "priority, run_at, id")
 
 
+def fair_within_a_pick_alone(patch: Patch) -> None:
+    rewritten(patch, "_PICK", "coalesce(places.taken, 0)", "0")
+
+
 def early_retries(patch: Patch) -> None:
     rewritten(patch, "_PICK", "AND run_at <= clock_timestamp()", "")
 
@@ -102,6 +106,7 @@ def leases_without_end(patch: Patch) -> None:
 MUTANTS = [
     no_aging,
     unfair_tenants,
+    fair_within_a_pick_alone,
     early_retries,
     the_last_comes_first,
     forgotten_hand_backs,

@@ -90,12 +90,13 @@ class Arrivals(RuleBasedStateMachine):
         ready = self.backlog.ready(QUEUE)
         aged = self.backlog.aged(ready, slots, AGING)
         self.lose_patience(ready)
+        places = Counter(job.tenant for job in [*self.sent(), *self.held()])
         chosen = [self.backlog.jobs[job_id] for job_id, _ in self.backlog.pick(QUEUE, slots, AGING)]
         left = [job for job in ready if job not in chosen]
         assert len(chosen) == min(slots, len(ready)), "nobody who is ready is left behind while a slot is free"
         self.check_starvation(chosen, left, slots)
         check_priority([job for job in chosen if job not in aged], left)
-        check_fairness(chosen, [job for job in chosen if job not in aged], left)
+        check_fairness(places, chosen, [job for job in chosen if job not in aged], left)
 
     def lose_patience(self, ready: list[Job]) -> None:
         """Whoever waits too long from now on waits for those who are older, and for nobody else."""
@@ -183,13 +184,13 @@ def check_priority(fair: list[Job], left: list[Job]) -> None:
     assert max((job.priority for job in fair), default=0) <= min((job.priority for job in left), default=9)
 
 
-def check_fairness(chosen: list[Job], fair: list[Job], left: list[Job]) -> None:
-    """Nobody gets another slot while a tenant of the same priority, who has fewer, is left with somebody ready."""
+def check_fairness(places: Counter[str], chosen: list[Job], fair: list[Job], left: list[Job]) -> None:
+    """Nobody gets another slot while a tenant of the same priority, who has fewer places, is left with a ready job."""
     slots = Counter((job.priority, job.tenant) for job in chosen)
     for priority, tenant in {(job.priority, job.tenant) for job in fair}:
         for other in {job.tenant for job in left if job.priority == priority} - {tenant}:
-            last = sum((job.priority, job.tenant) == (priority, tenant) for job in chosen)
-            assert last <= slots[priority, other] + 1, "a tenant had more than its share"
+            mine = places[tenant] + slots[priority, tenant]
+            assert mine <= places[other] + slots[priority, other] + 1, "a tenant had more than its share"
 
 
 def test_whatever_comes_nobody_starves_tenants_share_and_lanes_keep_their_order() -> None:
@@ -216,6 +217,13 @@ class KnowsNoTenants(Backlog):
 
     def turns(self, ready: Any) -> dict[Job, int]:
         return dict.fromkeys(ready, 1)
+
+
+class ForgetsWhoWasServed(Backlog):
+    """Tenants share each pick, but not what the picks before gave away."""
+
+    def places(self, queue: str, tenant: str) -> int:
+        return 0
 
 
 class ForgetsWhatIsHandedBack(Backlog):
@@ -257,6 +265,7 @@ MUTANTS = [
     KnowsNoAge,
     AgesTheUrgent,
     KnowsNoTenants,
+    ForgetsWhoWasServed,
     ForgetsWhatIsHandedBack,
     IsOvertaken,
     SleepsOn,
