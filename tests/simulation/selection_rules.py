@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 AGING_SHARE = 8
 DOUBLINGS = 3
+CALM_SECONDS, CALM_MESSAGES = 1.0, 8
 LEASE_SECONDS = 15.0
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 NEVER = float("inf")
@@ -81,14 +82,30 @@ class Backlog:
 
     # what comes in
 
-    def owe(self, *born: Job) -> None:
-        """Jobs of one statement. One in a lane waits behind whoever is before it; what rests is before nobody."""
+    def owe(self, *born: Job, sends: bool = False) -> list[Job]:
+        """Jobs of one statement. One in a lane waits behind whoever is before it; what rests is before nobody.
+
+        Whoever owes them `sends` the messages itself of those that need not wait, while their queue is calm.
+        """
+        calm = sends and all(self.is_calm(job.queue) for job in born)
         for job in born:
             before = [other for other in self.lane(job) if self.is_due(other) or other.keeps_turn]
             together = [other for other in born if share_lane(other, job) and other.turn < job.turn]
             job.waits = bool(together) or any(other.priority <= job.priority for other in before)
             job.run_at = self.now
         self.jobs.update({job.id: job for job in born})
+        return self.send([job for job in born if calm and not job.waits])
+
+    def is_calm(self, queue: str) -> bool:
+        """Nobody is to be sent before, not even one that rests, and few were sent just now and are not taken yet."""
+        mine = self.those(lambda job: job.queue == queue and job.fence is None and not job.waits)
+        lately = [job for job in mine if job.sent_at is not None and job.sent_at > self.now - CALM_SECONDS]
+        return all(job.sent_at is not None for job in mine) and len(lately) < CALM_MESSAGES
+
+    def send(self, jobs: list[Job]) -> list[Job]:
+        for job in jobs:
+            job.sent_at, job.sendings = self.now, job.sendings + 1
+        return jobs
 
     # the dispatcher
 
@@ -126,8 +143,7 @@ class Backlog:
         turns, aged = self.turns(ready), self.aged(ready, slots, aging)
         fair = sorted(ready, key=lambda job: (job.priority, turns[job], *job.age))
         chosen = [*aged, *(job for job in fair if job not in aged)][:slots]
-        for job in chosen:
-            job.sent_at, job.sendings = self.now, job.sendings + 1
+        self.send(chosen)
         urgency = {job: 0 if job in aged else job.priority for job in chosen}
         return [(job.id, urgency[job]) for job in sorted(chosen, key=lambda job: (urgency[job], turns[job], *job.age))]
 

@@ -6,6 +6,7 @@ the statements stay as they are, nothing happens by itself, and a bound can be m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,14 +42,16 @@ ROWS = text(
 )
 
 
-def asking(queue: str, keeps_turn: bool) -> Transition:
+def asking(queue: str, keeps_turn: bool, sends: bool) -> Transition:
     def carriage(of: Any) -> Spec:
-        return replace(parcel.carriage(of), queue=queue, keeps_turn=keeps_turn)
+        sends_to = queue if sends else None
+        return replace(parcel.carriage(of), queue=queue, keeps_turn=keeps_turn, sends_to=sends_to)
 
     return parcel.move("packed", "queued", owes=carriage)
 
 
-ASKS = {(queue, keeps): asking(queue, keeps) for queue in QUEUES for keeps in (False, True)}
+KINDS = tuple(itertools.product(QUEUES, (False, True), (False, True)))
+ASKS = {kind: asking(*kind) for kind in KINDS}
 
 
 class Kernel:
@@ -70,12 +73,17 @@ class Kernel:
     def rows(self) -> dict[int, Mapping[str, Any]]:
         return {row["id"]: row for row in self.connection.execute(ROWS, {"zero": BEGINNING}).mappings()}
 
-    def owe(self, queue: str, keeps_turn: bool, born: Sequence[Job]) -> None:
-        """Parcels packed in one statement and asked for in another; their jobs have ids then."""
+    def owe(self, kind: tuple[str, bool, bool], born: Sequence[Job]) -> list[tuple[int, int]]:
+        """Parcels packed in one statement and asked for in another; their jobs have ids then.
+
+        Answers ids and priorities of the messages that fall to whoever asked.
+        """
         parcel.PACK(self.connection, [parcel_of(job) for job in born], actor="test", correlation_id="c-1")
-        ASKS[queue, keeps_turn](self.connection, [{"id": job.name} for job in born], actor="test")
+        asked = ASKS[kind](self.connection, [{"id": job.name} for job in born], actor="test")
         for job in born:
             job.id = parcel.job_of(self.connection, job.name)["id"]
+        messages = [row["sent"] for row in asked if row.get("sent")]
+        return sorted((message["id"], message["priority"]) for message in messages)
 
     # the dispatcher
 

@@ -27,13 +27,13 @@ from sqlalchemy import Connection
 from models.kernel.transition import LaneBusy
 from tests.kernel.conftest import connection, road  # noqa: F401 - fixtures
 from tests.simulation.selection_rules import NEVER, Backlog, Job
-from tests.simulation.simulated_kernel import QUEUES, Kernel, facts_of
+from tests.simulation.simulated_kernel import KINDS, QUEUES, Kernel, facts_of
 
 AGING = 20.0
 PATIENCE = 5.0
 WINDOW = 8
 SOME = settings(
-    max_examples=80,
+    max_examples=60,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
@@ -71,15 +71,16 @@ class Selection(RuleBasedStateMachine):
 
     @initialize(batch=st.lists(wanted, min_size=4, max_size=20), keeps_turn=st.booleans())
     def begin_with(self, batch: list[Any], keeps_turn: bool) -> None:
-        self.owe(QUEUES[0], keeps_turn, batch, None)
+        self.owe((QUEUES[0], keeps_turn, False), batch, None)
 
     @rule(
-        queue=queues,
-        keeps_turn=st.booleans(),
+        kind=st.sampled_from(KINDS),
         batch=st.lists(wanted, min_size=1, max_size=8),
         expires_in=rarely(st.just(50.0)),
     )
-    def owe(self, queue: str, keeps_turn: bool, batch: list[Any], expires_in: float | None) -> None:
+    def owe(self, kind: tuple[str, bool, bool], batch: list[Any], expires_in: float | None) -> None:
+        """Whoever owes them may send the messages as well, past the dispatcher."""
+        queue, keeps_turn, sends = kind
         expires_at = NEVER if expires_in is None else self.backlog.now + expires_in
         born = []
         for priority, tenant, lane in batch:
@@ -87,8 +88,14 @@ class Selection(RuleBasedStateMachine):
             job = Job(0, f"{self.prefix}-{self.born:03}", queue, priority, tenant, lane, expires_at=expires_at)
             job.keeps_turn = keeps_turn and lane is not None
             born.append(job)
-        self.kernel.owe(queue, keeps_turn, born)
-        self.backlog.owe(*born)
+        messages = self.kernel.owe(kind, born)
+        assert messages == [(job.id, job.priority) for job in self.backlog.owe(*born, sends=sends)]
+        self.bring(queue, messages)
+
+    def bring(self, queue: str, messages: list[tuple[int, int]]) -> None:
+        """Into Celery's lists, one for each priority."""
+        self.messages[queue] += [(urgency, job_id) for job_id, urgency in messages]
+        self.messages[queue].sort(key=lambda message: message[0])
 
     # time
 
@@ -131,7 +138,9 @@ class Selection(RuleBasedStateMachine):
             self.receive(then, 0, 1)
 
     @rule(
-        queue=queues, what=st.sampled_from(["rush", "forget", "forget"]), seconds=st.sampled_from([4.5, 5.5, 10.5, 21])
+        queue=queues,
+        what=st.sampled_from(["rush", "calm_down", "forget", "forget"]),
+        seconds=st.sampled_from([4.5, 5.5, 10.5, 21]),
     )
     def disturb(self, queue: str, what: str, seconds: float) -> None:
         getattr(self, what)(queue, seconds)
@@ -140,13 +149,20 @@ class Selection(RuleBasedStateMachine):
         """Messages wait for some time; then something urgent comes and is at work before them."""
         self.pick(queue, 4)
         self.move_clock(seconds)
-        self.owe(queue, False, [(0, "t", None)], None)
+        self.owe((queue, False, False), [(0, "t", None)], None)
         before = list(self.messages[queue])
         self.pick(queue, 1)
         for message in [message for message in self.messages[queue] if message not in before]:
             self.messages[queue].remove(message)
             self.take(self.backlog.jobs[message[1]])
         self.find_forgotten(queue)
+
+    def calm_down(self, queue: str, _seconds: float) -> None:
+        """Nobody is left to be sent; then more comes at once than whoever owes it may send."""
+        self.pick(queue, 99)
+        for _ in range(3):
+            self.owe((queue, False, True), [(2, "s", None)] * 4, None)
+            self.compare()
 
     def forget(self, queue: str, seconds: float) -> None:
         """Redis forgets a whole queue; after some time the dispatcher notices."""
@@ -160,8 +176,7 @@ class Selection(RuleBasedStateMachine):
         picked = self.kernel.pick(queue, slots, AGING)
         assert picked == expected
         assert len(picked) == slots or not self.backlog.ready(queue), "a slot is free and somebody is ready"
-        self.messages[queue] += [(urgency, job_id) for job_id, urgency in picked]
-        self.messages[queue].sort(key=lambda message: message[0])  # Celery's lists, one for each priority
+        self.bring(queue, picked)
 
     def find_forgotten(self, queue: str) -> None:
         """As the dispatcher does it: what is silent while its queue is empty, else what is passed over."""

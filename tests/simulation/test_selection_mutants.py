@@ -79,8 +79,8 @@ def rebuilt(patch: Patch) -> None:
     patch.setattr(parcel, "SETTLE", parcel.move("moving", "delivered failed", job=parcel.Job.END, **parcel.ENDS))
     patch.setattr(parcel, "RETRY", parcel.move("moving", "queued", job=parcel.Job.RETRY))
     patch.setattr(parcel, "RELEASE", parcel.move("moving", "queued", job=parcel.Job.RETURN))
-    for queue, keeps_turn in simulated_kernel.ASKS:
-        patch.setitem(simulated_kernel.ASKS, (queue, keeps_turn), simulated_kernel.asking(queue, keeps_turn))
+    for kind in simulated_kernel.KINDS:
+        patch.setitem(simulated_kernel.ASKS, kind, simulated_kernel.asking(*kind))
 
 
 def ghosts_that_settle(patch: Patch) -> None:
@@ -96,6 +96,12 @@ def lanes_whose_turn_is_not_kept(patch: Patch) -> None:
 
 def births_that_do_not_wait(patch: Patch) -> None:
     patch.setattr(job_parts, "or_", lambda *_: literal(False))
+    rebuilt(patch)
+
+
+def senders_who_are_never_calm(patch: Patch) -> None:
+    """Whoever owes something sends it, however much was sent just now."""
+    patch.setattr(job_parts, "FEW_MESSAGES", 1000)
     rebuilt(patch)
 
 
@@ -117,6 +123,7 @@ MUTANTS = [
     ghosts_that_settle,
     lanes_whose_turn_is_not_kept,
     births_that_do_not_wait,
+    senders_who_are_never_calm,
     leases_without_end,
 ]
 

@@ -58,14 +58,16 @@ class Arrivals(RuleBasedStateMachine):
     def begin_with(self, batch: list[Any]) -> None:
         self.owe(batch)
 
-    @rule(batch=st.lists(wanted, min_size=1, max_size=6))
-    def owe(self, batch: list[Any]) -> None:
+    @rule(batch=st.lists(wanted, min_size=1, max_size=6), sends=st.booleans())
+    def owe(self, batch: list[Any], sends: bool = False) -> None:
+        ready = self.backlog.ready(QUEUE)
         born = []
         for priority, tenant, lane, keeps in batch:
             self.born += 1
             keeps_turn = keeps and lane is not None
             born.append(Job(self.born, f"p{self.born}", QUEUE, priority, tenant, lane, keeps_turn, max_attempts=99))
-        self.backlog.owe(*born)
+        sent = self.backlog.owe(*born, sends=sends)
+        assert not (sent and ready), "somebody who is ready was passed over by whoever sent it"
 
     @rule(count=st.integers(8, 12))
     def flood(self, count: int) -> None:
@@ -226,6 +228,13 @@ class ForgetsWhoWasServed(Backlog):
         return 0
 
 
+class IsAlwaysCalm(Backlog):
+    """Whoever owes something sends it, though others are ready."""
+
+    def is_calm(self, queue: str) -> bool:
+        return True
+
+
 class ForgetsWhatIsHandedBack(Backlog):
     """Nobody hears that a worker could not begin."""
 
@@ -266,6 +275,7 @@ MUTANTS = [
     AgesTheUrgent,
     KnowsNoTenants,
     ForgetsWhoWasServed,
+    IsAlwaysCalm,
     ForgetsWhatIsHandedBack,
     IsOvertaken,
     SleepsOn,
