@@ -84,6 +84,16 @@ _COUNT = Prepared(
         "places": "jsonb",
     },
 )
+_SNAPSHOT = Prepared(
+    """
+    SELECT ingest_seq, event FROM engine_inputs
+     WHERE symbol = %(symbol)s AND snapshot_ts_ms = %(engine_timestamp_ms)s
+       AND ingest_seq BETWEEN %(first_seq)s AND %(last_seq)s
+     ORDER BY ingest_seq DESC LIMIT 1
+    """,
+    {},
+    {"symbol": "text", "engine_timestamp_ms": "bigint", "first_seq": "bigint", "last_seq": "bigint"},
+)
 _CUT_END = (
     select(engine_appends.c.last_seq).order_by(engine_appends.c.ingest_ts_ms.desc(), engine_appends.c.last_seq.desc())
 ).limit(1)
@@ -242,11 +252,6 @@ def find_snapshot(
     connection: Connection, symbol: str, engine_timestamp_ms: int, start: int, end: int
 ) -> tuple[int, str] | None:
     """The last SnapshotInputs of a symbol for this timestamp among the records from `start` to `end`."""
-    found: Any = connection.execute(
-        select(engine_inputs.c.ingest_seq, engine_inputs.c.event)
-        .where(engine_inputs.c.symbol == symbol, engine_inputs.c.snapshot_ts_ms == engine_timestamp_ms)
-        .where(engine_inputs.c.ingest_seq.between(start, end))
-        .order_by(engine_inputs.c.ingest_seq.desc())
-        .limit(1)
-    ).one_or_none()
-    return None if found is None else (found.ingest_seq, found.event)
+    call = {"symbol": symbol, "engine_timestamp_ms": engine_timestamp_ms, "first_seq": start, "last_seq": end}
+    found = _SNAPSHOT.run(connection, call)
+    return (found[0]["ingest_seq"], found[0]["event"]) if found else None

@@ -37,7 +37,7 @@ TIMEOUT = "engine_timeout"
 LENGTH = struct.Struct("!Q")
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LIBC = ctypes.CDLL(None)
-PAGE = resource.getpagesize()
+REHEARSALS = 12  # until Python has nothing more to find out about it
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
 PARENT_FIELD, SESSION_FIELD = 1, 3
 
@@ -102,10 +102,9 @@ def kill_where(field: int, value: int) -> None:
 
 
 def bound_memory(megabytes: int) -> None:
-    """So much beyond what is mapped already."""
-    with contextlib.suppress(OSError):  # without /proc there is no telling what is mapped, and so no bound
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
-        limit = mapped + megabytes * 2**20
+    """So much beyond what is mapped already; without /proc there is no telling what that is, and so no bound."""
+    with contextlib.suppress(OSError), Path("/proc/self/statm").open("rb", 0) as mapped:
+        limit = int(mapped.read().split()[0]) * resource.getpagesize() + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -289,6 +288,8 @@ def main() -> None:
         return
     prctl(SET_PDEATHSIG, 0)
     control.sendall(frame(orjson.dumps({"engine_version": engine.version})))
+    for _ in range(REHEARSALS):  # what is found out here, no child has to find out again
+        rehearse()
     gc.collect()
     gc.freeze()  # the children share these pages for as long as nobody writes to them
     with contextlib.suppress(Gone, OSError):

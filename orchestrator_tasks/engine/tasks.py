@@ -43,6 +43,7 @@ FINAL = frozenset({MISSING_INPUTS, SNAPSHOT_FAILURE})
 """What another attempt would only find again."""
 
 MOST_TOGETHER = 16  # runs in one message
+HINT_SECONDS = 0.05  # between two hints that runs of one message have ended
 
 register(
     Work(
@@ -85,7 +86,10 @@ class Outcome:
 @app.task(name=transitions.TASK)
 def run(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
     """Carry out the jobs that are still owed, one after the other; answers what became of them, for Flower to show."""
-    return in_turn(orders_of(job_id, subject_id, others), perform)
+    try:
+        return in_turn(orders_of(job_id, subject_id, others), perform)
+    finally:
+        endings.tell()
 
 
 def perform(job_id: int, subject_id: str, _correlation_id: str | None) -> str:
@@ -200,8 +204,33 @@ def end(attempt: Attempt, config: Config, outcome: Outcome) -> str:
         keep_evidence(attempt, outcome)
         raise
     tell(outcome, became)
-    hints.ended(attempt.run_id, queue=transitions.QUEUE)
+    endings.note(attempt.run_id)
     return became
+
+
+class Endings:
+    """The runs of a message whose end nobody was told of yet: a hint wakes a dispatcher and all web processes.
+
+    The first is told at once, and what ends soon after it with the next, or at the message's end.
+    """
+
+    def __init__(self) -> None:
+        self.run_ids: list[str] = []
+        self.told_at = -HINT_SECONDS
+
+    def note(self, run_id: str) -> None:
+        self.run_ids.append(run_id)
+        if clock.monotonic() - self.told_at >= HINT_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        if self.run_ids:
+            hints.ended(*self.run_ids, queue=transitions.QUEUE)
+            self.run_ids.clear()
+            self.told_at = clock.monotonic()
+
+
+endings = Endings()
 
 
 def record(attempt: Attempt, config: Config, outcome: Outcome) -> str:

@@ -318,7 +318,7 @@ def furnished(present: Callable[[], Room]) -> Iterator[None]:
             patch.setattr(tasks, name, asked_of_room(name))
         patch.setattr(tasks.control, "get_version", lambda room, _version: room.config)
         patch.setattr(tasks.log, "disabled", True)
-        patch.setattr(tasks.hints, "ended", lambda _run, **_: None)
+        patch.setattr(tasks.hints, "ended", lambda *_, **__: None)
         for name in OPERATIONS:
             patch.setattr(operations, name, asked_of_room(name))
         patch.setattr(operations, "keep_evidence", lambda *_: None)
