@@ -39,7 +39,7 @@ BY_INDEX = "-c enable_seqscan=off"
 
 Reading such a table from end to end looks cheap to the planner then, and for as long as nothing is analysed.
 """
-LOCK_NOT_AVAILABLE = "55P03"
+HELD_BY_ANOTHER = {"55P03", "40P01"}  # for longer than the lock timeout, or while waiting for us
 UNDEFINED_TABLE = "42P01"
 READ_ONLY = "25006"  # what a primary becomes when another has taken its place
 
@@ -158,7 +158,7 @@ def statement() -> Iterator[Connection]:
     """A connection on which each statement commits by itself.
 
     Raises Unavailable when the database is away or too slow, Conflict when a row
-    stayed locked for longer than the lock timeout.
+    stayed locked for longer than the lock timeout, or its holder waited for ours.
     """
     chosen = reserved_single_statements if is_reserved() else single_statements
     with plain_errors(), chosen().connect() as connection:
@@ -188,6 +188,6 @@ def plain_errors() -> Iterator[None]:
             raise
         if isinstance(error, InternalError) and sqlstate != READ_ONLY:
             raise
-        if sqlstate == LOCK_NOT_AVAILABLE:
+        if sqlstate in HELD_BY_ANOTHER:
             raise Conflict("Somebody else is changing this right now", code="locked") from error
         raise Unavailable("The database cannot answer right now", code="database_unavailable") from error

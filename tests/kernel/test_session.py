@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import pytest
@@ -33,6 +35,28 @@ def test_a_row_that_stays_locked_is_a_conflict(connection: Connection) -> None:
         with pytest.raises(Conflict) as refused:
             together("SET LOCAL lock_timeout = '50ms'", "UPDATE parcels SET van = 'v'")
     assert refused.value.code == "locked"
+
+
+def test_of_two_that_wait_for_each_other_one_is_told_of_a_conflict(connection: Connection) -> None:
+    """So that it may go alone then (`company`), as after any other row that somebody holds."""
+    move = text("UPDATE parcels SET van = 'v' WHERE id = :id")
+    for each in ("p", "q"):
+        parcel.pack(connection, each)
+    met = threading.Barrier(2)
+
+    def cross(first: str, second: str) -> str:
+        try:
+            with transaction() as mine:
+                mine.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
+                mine.execute(move, {"id": first})
+                met.wait(5)
+                mine.execute(move, {"id": second})
+        except Conflict as refused:
+            return refused.code
+        return "done"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(cross, "pq", "qp")) == ["done", "locked"]
 
 
 def test_a_statement_that_takes_too_long_is_unavailable(database: str) -> None:
