@@ -6,16 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from models.tickets import events
+from models.tickets.transitions import STOPPING
 from tests.chaos.evidence import Evidence, Violation
 from tests.chaos.history import Call
 
 LONGEST_SETTLING = 60.0
 OK, ACCEPTED, CREATED = 200, 202, 201
+STALE = "stale_fence"
 
 EXPECTED_FAILURES = frozenset(
     {
         "outcome_unknown",
         "database_unavailable",
+        "locked",  # a process that was frozen while it spoke to a simulated robot kept it from others
         "lease_lost",
         "revoked",
         "shutdown",
@@ -86,9 +89,20 @@ def check_outcomes(evidence: Evidence) -> Iterator[Violation]:
         if pair not in evidence.queued and (pair[1] != 0 or len(ends) != 1):
             yield Violation("no outcome without an execution", f"{pair}: {[end['topic'] for end in ends]}")
         for end in ends:
-            if end["to_state"] == "failed" and end["reason"] not in EXPECTED_FAILURES:
+            is_known = end["reason"] in EXPECTED_FAILURES or (
+                end["reason"] == STALE and is_overtaken_by_stop(evidence, pair[0])
+            )
+            if end["to_state"] == "failed" and not is_known:
                 told = f"{pair}: {end['reason']}: {end['body'].get('error')}"
                 yield Violation("executions fail for a known reason alone", told)
+
+
+def is_overtaken_by_stop(evidence: Evidence, ticket_id: str) -> bool:
+    """Whether a stop of the ticket's robot was taken under a newer fence, so that the robot may have refused it."""
+    robot = evidence.ticket[ticket_id]["target"]
+    stops = [row["id"] for row in evidence.tickets if row["command"] in STOPPING and row["target"] == robot]
+    newest = max((row["fence"] for stop in stops for row in evidence.taken.get(stop, [])), default=0)
+    return newest > min((row["fence"] for row in evidence.taken.get(ticket_id, [])), default=newest)
 
 
 def check_answers(evidence: Evidence) -> Iterator[Violation]:

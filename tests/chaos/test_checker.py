@@ -145,6 +145,10 @@ CASES: dict[str, tuple[str, Callable[[Evidence], object]]] = {
         "executions fail for a known reason alone",
         lambda e: e.ledger[3].update(to_state="failed", reason="bug"),
     ),
+    "overtaken by nobody": (
+        "executions fail for a known reason alone",
+        lambda e: e.ledger[3].update(to_state="failed", reason="stale_fence"),
+    ),
     "told otherwise": (
         "the outcome that is told is the recorded one",
         lambda e: e.calls[1].answer.update(status="failed"),
@@ -194,6 +198,15 @@ CASES: dict[str, tuple[str, Callable[[Evidence], object]]] = {
 def test_a_broken_promise_is_found(case: str) -> None:
     promise, change = CASES[case]
     assert promise in promises(change)
+
+
+def test_a_robot_may_refuse_what_a_newer_stop_has_overtaken() -> None:
+    def overtaken(e: Evidence) -> None:
+        e.ledger[3].update(to_state="failed", reason="stale_fence")
+        e.tickets.append({**e.tickets[0], "id": "stop", "command": "stop"})
+        e.leases.append({**e.leases[0], "n": 3, "subject_id": "stop", "lane": None, "fence": 12})
+
+    assert "executions fail for a known reason alone" not in promises(overtaken)
 
 
 def test_an_estop_counts_from_the_moment_at_which_somebody_knew_that_it_had_committed() -> None:
