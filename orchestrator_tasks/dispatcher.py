@@ -49,6 +49,7 @@ class Dispatcher:
         self.full: set[str] = set()
         self.room: dict[str, int] = {}
         self.tempos = {queue: Tempo(most) for queue, most in most_together().items()}
+        self.shares = {queue: backlog.AgedShare() for queue in self.tempos}
 
     def run(self) -> None:
         pace = threading.Thread(target=self.keep_pace, name="pace")
@@ -120,7 +121,8 @@ class Dispatcher:
         most, together = self.tempos[queue].plan(chosen.dispatch_window)
         slots = self.find_room(queue, most, together)
         with statement() as connection:
-            ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds)
+            aged = self.shares[queue].take(slots)
+            ready = backlog.pick_jobs(connection, queue, slots, chosen.aging_seconds, aged)
         if len(ready) >= slots:
             self.full.add(queue)
         self.tempos[queue].note(len(ready))

@@ -1,7 +1,7 @@
 """The backlog as the dispatcher works it: which jobs go to a Celery queue next.
 
 Order: priority, then fair share between tenants, then age. A tenant's share is what it has on its way or at work: who
-has least of it comes next, however few slots a pick has. One slot in AGING_SHARE goes
+has least of it comes next, however few slots a pick has. One slot in AGING_SHARE, and no more, goes
 to the oldest job that has waited beyond the aging bound, so that nothing starves. Its message
 goes out as a critical one: behind a queue of urgent messages no worker would ever come to it.
 """
@@ -29,6 +29,19 @@ class Ready:
     queue: str
     priority: int
     correlation_id: str
+
+
+class AgedShare:
+    """Which slots go to what has aged: one in AGING_SHARE, also where a pick has fewer than so many."""
+
+    def __init__(self) -> None:
+        self.offered = 0
+
+    def take(self, slots: int) -> int:
+        """How many of the next so many slots."""
+        before = self.offered // AGING_SHARE
+        self.offered += max(0, slots)
+        return self.offered // AGING_SHARE - before
 
 
 # Loose index scans over (priority, tenant) pairs that have ready jobs, then the heads of each.
@@ -84,7 +97,9 @@ _PICK = text(
         UPDATE jobs SET dispatched_at = clock_timestamp(), dispatches = dispatches + 1
           FROM free WHERE jobs.id = free.id
         RETURNING jobs.id, task, subject_id, queue, correlation_id, free.turn, free.run_at,
-                  CASE WHEN jobs.id IN (SELECT id FROM aged) THEN 0 ELSE jobs.priority END AS priority
+                  CASE WHEN jobs.id IN (SELECT id FROM aged) OR jobs.dispatches > 1
+                            AND free.run_at < clock_timestamp() - make_interval(secs => :aging)  -- passed over before
+                       THEN 0 ELSE jobs.priority END AS priority
     )
     SELECT id, task, subject_id, queue, priority, correlation_id FROM sent ORDER BY priority, turn, run_at, id
     """
@@ -110,7 +125,7 @@ _SEND_AGAIN = text(
          WHERE queue = :queue AND fence IS NULL AND dispatched_at IS NOT NULL
            AND dispatched_at < clock_timestamp()
                - make_interval(secs => :patience * power(2, least(dispatches - 1, :doublings)))
-         ORDER BY dispatched_at LIMIT :slots FOR UPDATE SKIP LOCKED
+         ORDER BY dispatched_at, id LIMIT :slots FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET dispatched_at = NULL FROM silent WHERE jobs.id = silent.id
     """
@@ -125,7 +140,7 @@ _SEND_PASSED_OVER = text(
            AND dispatched_at < clock_timestamp() - make_interval(secs => :aging)
            AND EXISTS (SELECT FROM jobs AS other WHERE other.fence IS NOT NULL AND other.queue = :queue
                           AND other.priority < jobs.priority AND other.dispatched_at > jobs.dispatched_at)
-         ORDER BY dispatched_at LIMIT :slots FOR UPDATE OF jobs SKIP LOCKED
+         ORDER BY dispatched_at, id LIMIT :slots FOR UPDATE OF jobs SKIP LOCKED
     )
     UPDATE jobs SET dispatched_at = NULL FROM passed WHERE jobs.id = passed.id
     """
@@ -181,14 +196,16 @@ _WAKE = text(
 )
 
 
-def pick_jobs(connection: Connection, queue: str, slots: int, aging_seconds: float) -> Sequence[Ready]:
+def pick_jobs(
+    connection: Connection, queue: str, slots: int, aging_seconds: float, aged_slots: int = 1
+) -> Sequence[Ready]:
     """Mark up to `slots` ready jobs of a queue as sent and answer them in the order to send.
 
-    One dispatcher picks per queue at a time; the others get nothing.
+    `aged_slots` of them go to the oldest that have waited for longer than the aging bound. One dispatcher picks per
+    queue at a time; the others get nothing.
     """
     if slots <= 0:
         return []
-    aged_slots = max(1, slots // AGING_SHARE)
     call = {"queue": queue, "slots": slots, "aging": aging_seconds, "aged_slots": aged_slots}
     return [Ready(**row) for row in PICK.run(connection, call)]
 

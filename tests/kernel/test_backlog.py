@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from sqlalchemy import Connection, select, text
 
-from models.kernel.backlog import AGING_SHARE, pick_jobs, send_again
+from models.kernel.backlog import AGING_SHARE, AgedShare, pick_jobs, send_again
 from models.kernel.jobs import jobs
 from models.kernel.session import statement, transaction
 from tests.kernel import parcel
@@ -59,10 +59,11 @@ def test_one_slot_in_eight_goes_to_what_has_waited_too_long(connection: Connecti
         connection.execute(
             text(f"UPDATE jobs SET run_at = run_at - interval '{minutes} minutes' WHERE subject_id = '{name}'")
         )
-    first = picked(connection, AGING_SHARE, aging=60.0)
-    assert Counter(name[0] for name in first) == {"u": AGING_SHARE - 1, "o": 1}
-    assert "oldest" in first
-    assert {name for name in picked(connection, 2 * AGING_SHARE, aging=60.0) if name[0] == "o"} == {"old", "older"}
+    sent = pick_jobs(connection, parcel.QUEUE, AGING_SHARE, 60.0, 1)
+    assert Counter(job.subject_id[0] for job in sent) == {"u": AGING_SHARE - 1, "o": 1}
+    assert ("oldest", 0) in [(job.subject_id, job.priority) for job in sent]
+    sent = pick_jobs(connection, parcel.QUEUE, 2 * AGING_SHARE, 60.0, 2)
+    assert {job.subject_id for job in sent if job.subject_id[0] == "o"} == {"old", "older"}
 
 
 def test_of_those_that_are_equal_in_all_else_the_first_that_came_goes_first(connection: Connection) -> None:
@@ -106,6 +107,24 @@ def test_another_queue_is_picked_meanwhile(connection: Connection) -> None:
     with transaction() as other:
         assert picked(other, 2) == ["a"]
         assert [job.subject_id for job in pick_jobs(connection, "other", 2, NEVER)] == ["b"]
+
+
+def test_one_slot_in_eight_goes_to_what_has_aged_however_few_slots_a_pick_has(connection: Connection) -> None:
+    parcel.send(connection, *[f"o{n:02}" for n in range(40)], priority=3)
+    connection.execute(text("UPDATE jobs SET run_at = run_at - interval '2 min'"))
+    parcel.send(connection, *[f"u{n:02}" for n in range(40)], priority=0)
+    share = AgedShare()
+    sent = [pick_jobs(connection, parcel.QUEUE, slots, 60.0, share.take(slots)) for slots in [1] * 16 + [3] * 8]
+    names = [job.subject_id for jobs in sent for job in jobs]
+    assert sum(name[0] == "o" for name in names[:16]) == 2
+    assert sum(name[0] == "o" for name in names) == 5
+
+
+def test_what_has_aged_and_was_passed_over_goes_out_as_critical_also_in_its_turn(connection: Connection) -> None:
+    parcel.send(connection, "a", "b", priority=3)
+    connection.execute(text("UPDATE jobs SET run_at = run_at - interval '2 min', dispatches = (subject_id = 'a')::int"))
+    sent = pick_jobs(connection, parcel.QUEUE, 2, 60.0, 0)
+    assert [(job.subject_id, job.priority) for job in sent] == [("a", 0), ("b", 3)]
 
 
 def test_pickers_in_a_crowd_send_each_job_once(road: str) -> None:

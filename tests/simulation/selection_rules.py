@@ -18,6 +18,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 NEVER = float("inf")
 
 
+def aged_share(offered: int, slots: int) -> int:
+    """Of the next `slots`, after so many were offered, those that go to what has aged: each eighth."""
+    return sum((offered + n) % AGING_SHARE == 0 for n in range(1, slots + 1))
+
+
 @dataclass(eq=False)
 class Job:
     """One row. It is ready, on its way to a worker (`sent_at`), held by one (`fence`) or behind others (`waits`)."""
@@ -132,18 +137,19 @@ class Backlog:
             for job in self.jobs.values()
         )
 
-    def aged(self, ready: Iterable[Job], slots: int, aging: float) -> list[Job]:
+    def aged(self, ready: Iterable[Job], most: int, aging: float) -> list[Job]:
         """The oldest of those that waited for longer than the aging bound, whatever their priority and tenant."""
         old = [job for job in ready if job.run_at < self.now - aging]
-        return sorted(old, key=lambda job: job.age)[: max(1, slots // AGING_SHARE)]
+        return sorted(old, key=lambda job: job.age)[:most]
 
-    def pick(self, queue: str, slots: int, aging: float) -> list[tuple[int, int]]:
+    def pick(self, queue: str, slots: int, aging: float, aged_slots: int) -> list[tuple[int, int]]:
         """Send up to `slots` jobs: ids and the priorities of their messages, in the order in which they are sent."""
         ready = self.ready(queue)
-        turns, aged = self.turns(ready), self.aged(ready, slots, aging)
+        turns, aged = self.turns(ready), self.aged(ready, aged_slots, aging)
         fair = sorted(ready, key=lambda job: (job.priority, turns[job], *job.age))
         chosen = [*aged, *(job for job in fair if job not in aged)][:slots]
         self.send(chosen)
+        aged += [job for job in chosen if job.sendings > 1 and job.run_at < self.now - aging]  # passed over before
         urgency = {job: 0 if job in aged else job.priority for job in chosen}
         return [(job.id, urgency[job]) for job in sorted(chosen, key=lambda job: (urgency[job], turns[job], *job.age))]
 

@@ -87,8 +87,8 @@ class Kernel:
 
     # the dispatcher
 
-    def pick(self, queue: str, slots: int, aging: float) -> list[tuple[int, int]]:
-        return [(job.id, job.priority) for job in backlog.pick_jobs(self.connection, queue, slots, aging)]
+    def pick(self, queue: str, slots: int, aging: float, aged_slots: int) -> list[tuple[int, int]]:
+        return [(job.id, job.priority) for job in backlog.pick_jobs(self.connection, queue, slots, aging, aged_slots)]
 
     def count_sent(self, queue: str, within: float, most: int) -> int:
         return backlog.count_sent(self.connection, queue, within, most)

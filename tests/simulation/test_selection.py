@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,9 +25,10 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection
 
+from models.kernel.backlog import AgedShare
 from models.kernel.transition import LaneBusy
 from tests.kernel.conftest import connection, road  # noqa: F401 - fixtures
-from tests.simulation.selection_rules import NEVER, Backlog, Job
+from tests.simulation.selection_rules import NEVER, Backlog, Job, aged_share
 from tests.simulation.simulated_kernel import KINDS, QUEUES, Kernel, facts_of
 
 AGING = 20.0
@@ -62,6 +64,8 @@ class Selection(RuleBasedStateMachine):
         self.kernel = kernel
         self.backlog = Backlog()
         self.messages: dict[str, list[tuple[int, int]]] = {queue: [] for queue in QUEUES}  # urgencies and jobs' ids
+        self.shares = {queue: AgedShare() for queue in QUEUES}
+        self.offered: Counter[str] = Counter()
         self.refused: list[int] = []  # whose lane was busy, and whose worker has yet to say so
         self.attempts: list[Mapping[str, Any]] = []
         self.born = 0
@@ -172,8 +176,11 @@ class Selection(RuleBasedStateMachine):
         self.pick(queue, 4)
 
     def pick(self, queue: str, slots: int) -> None:
-        expected = self.backlog.pick(queue, slots, AGING) if slots else []
-        picked = self.kernel.pick(queue, slots, AGING)
+        aged = self.shares[queue].take(slots)
+        assert aged == aged_share(self.offered[queue], slots)
+        self.offered[queue] += slots
+        expected = self.backlog.pick(queue, slots, AGING, aged) if slots else []
+        picked = self.kernel.pick(queue, slots, AGING, aged)
         assert picked == expected
         assert len(picked) == slots or not self.backlog.ready(queue), "a slot is free and somebody is ready"
         self.bring(queue, picked)

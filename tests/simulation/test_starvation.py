@@ -15,11 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.simulation.selection_rules import AGING_SHARE, Backlog, Job
+from tests.simulation.selection_rules import AGING_SHARE, Backlog, Job, aged_share
 
 QUEUE = "vans"
 AGING = 20.0
-SLOTS_EACH = 2 * AGING_SHARE - 1  # a pick of 15 slots has one for what has aged, as has a pick of one
 MANY = settings(max_examples=400, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 anyone = st.integers(0, 30)
@@ -47,7 +46,7 @@ class Arrivals(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.backlog = self.Kind()
-        self.born = 0
+        self.born = self.offered = 0
         self.fences = 0
         self.ended: list[int] = []
         self.patience: dict[int, Patience] = {}
@@ -90,10 +89,12 @@ class Arrivals(RuleBasedStateMachine):
     @rule(slots=st.sampled_from([1, 1, 2, 3, 7, 8, 9, 15, 16, 24]))
     def pick(self, slots: int) -> None:
         ready = self.backlog.ready(QUEUE)
-        aged = self.backlog.aged(ready, slots, AGING)
+        share = aged_share(self.offered, slots)
+        self.offered += slots
+        aged = self.backlog.aged(ready, share, AGING)
         self.lose_patience(ready)
         places = Counter(job.tenant for job in [*self.sent(), *self.held()])
-        chosen = [self.backlog.jobs[job_id] for job_id, _ in self.backlog.pick(QUEUE, slots, AGING)]
+        chosen = [self.backlog.jobs[job_id] for job_id, _ in self.backlog.pick(QUEUE, slots, AGING, share)]
         left = [job for job in ready if job not in chosen]
         assert len(chosen) == min(slots, len(ready)), "nobody who is ready is left behind while a slot is free"
         self.check_starvation(chosen, left, slots)
@@ -105,7 +106,7 @@ class Arrivals(RuleBasedStateMachine):
         older = sorted(job.age for job in self.backlog.jobs.values())
         for job in ready:
             if job.run_at < self.backlog.now - AGING and job.id not in self.patience:
-                self.patience[job.id] = Patience(SLOTS_EACH * (older.index(job.age) + 1))
+                self.patience[job.id] = Patience(AGING_SHARE * (older.index(job.age) + 1))
 
     def check_starvation(self, chosen: list[Job], left: list[Job], slots: int) -> None:
         for job in chosen:
@@ -119,7 +120,7 @@ class Arrivals(RuleBasedStateMachine):
         """One who is older and was picked already may go before it once more."""
         self.patience = {job_id: each for job_id, each in self.patience.items() if job_id in self.backlog.jobs}
         for job_id, each in self.patience.items():
-            each.allowed += SLOTS_EACH * sum(job.age < self.backlog.jobs[job_id].age for job in returned)
+            each.allowed += AGING_SHARE * sum(job.age < self.backlog.jobs[job_id].age for job in returned)
 
     # the workers
 
@@ -166,7 +167,7 @@ class Arrivals(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened, all that was owed ends, once; a flood of urgent work does not keep it from that."""
         mine = list(self.backlog.jobs)
-        for _ in range(SLOTS_EACH * (len(mine) + 1)):
+        for _ in range(AGING_SHARE * (len(mine) + 1)):
             if not any(job_id in self.backlog.jobs for job_id in mine):
                 break
             self.flood(8)
@@ -202,16 +203,16 @@ def test_whatever_comes_nobody_starves_tenants_share_and_lanes_keep_their_order(
 class KnowsNoAge(Backlog):
     """Strict priority alone."""
 
-    def aged(self, ready: Any, slots: int, aging: float) -> list[Job]:
+    def aged(self, ready: Any, most: int, aging: float) -> list[Job]:
         return []
 
 
 class AgesTheUrgent(Backlog):
     """Of those that waited too long, the most urgent instead of the oldest."""
 
-    def aged(self, ready: Any, slots: int, aging: float) -> list[Job]:
+    def aged(self, ready: Any, most: int, aging: float) -> list[Job]:
         old = [job for job in ready if job.run_at < self.now - aging]
-        return sorted(old, key=lambda job: (job.priority, job.age))[: max(1, slots // AGING_SHARE)]
+        return sorted(old, key=lambda job: (job.priority, job.age))[:most]
 
 
 class KnowsNoTenants(Backlog):
@@ -266,8 +267,8 @@ class SleepsOn(Backlog):
 class KeepsASlot(Backlog):
     """One slot of a pick is never used."""
 
-    def pick(self, queue: str, slots: int, aging: float) -> list[tuple[int, int]]:
-        return super().pick(queue, slots - 1, aging)
+    def pick(self, queue: str, slots: int, aging: float, aged_slots: int) -> list[tuple[int, int]]:
+        return super().pick(queue, slots - 1, aging, aged_slots)
 
 
 MUTANTS = [
