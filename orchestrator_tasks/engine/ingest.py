@@ -9,7 +9,6 @@ sender sees. What was appended is deleted from the stream, unless another group 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import platform
@@ -31,6 +30,7 @@ from models.engine.states import STOPPED
 from models.kernel import clock
 from models.kernel.errors import Invalid, OrchestratorError, Unavailable
 from models.kernel.hints import redis_url
+from models.kernel.once import once
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 
@@ -54,7 +54,7 @@ if #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1 then return redis.call('XDEL', K
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
-@functools.cache
+@once
 def client() -> redis.Redis:
     """This process's client for the subscription; no call waits for longer than ANSWER_SECONDS, none is repeated."""
     url = redis_url(settings().broker_url)

@@ -8,7 +8,6 @@ on by itself once they are gone. What Redis forgets is still read with GET /engi
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from models.engine.tables import PUBLISH_FAILURE
 from models.kernel import clock
 from models.kernel.errors import OrchestratorError, Unavailable
 from models.kernel.hints import redis_url
+from models.kernel.once import once
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings
 
@@ -41,7 +41,7 @@ SEND_SECONDS = 5.0
 MS_IN_SECOND = 1000.0
 
 
-@functools.cache
+@once
 def client() -> redis.Redis:
     """This process's client for streams; no call waits for longer than SEND_SECONDS, and none is repeated by itself."""
     url = redis_url(settings().broker_url)

@@ -222,7 +222,7 @@ def acknowledge_before_appending(patch: Patch) -> None:
     real = Subscription.append
 
     def append(self: Subscription, config: Any, entries: Any) -> None:
-        self.acknowledge(config, [entry for entry, _ in entries], [])
+        self.acknowledge([entry for entry, _ in entries], [])
         real(self, config, entries)
 
     patch.setattr(Subscription, "append", append)
