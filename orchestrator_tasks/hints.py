@@ -10,6 +10,7 @@ from models.kernel import clock
 from models.kernel.hints import OUTCOMES, WORK, redis_url
 from models.kernel.once import once
 from models.kernel.settings import settings
+from models.kernel.silence import Silence
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +21,21 @@ def client() -> redis.Redis:
     return redis.Redis.from_url(redis_url(settings().broker_url), socket_timeout=1.0, socket_connect_timeout=1.0)
 
 
+silence = Silence()
+
+
 def send(*hints: tuple[str, str]) -> None:
-    """Send (channel, text) hints in one round trip."""
+    """Send (channel, text) hints in one round trip; none while Redis was silent just now: nobody may wait for that."""
+    address = settings().broker_url
+    if silence.lasts(address):
+        return
     try:
         pipeline = client().pipeline(transaction=False)
         for channel, message in hints:
             pipeline.publish(channel, message)
         pipeline.execute()
     except redis.RedisError as error:
+        silence.note(address)
         log.warning("a hint was not sent", extra={"error": str(error)})
 
 

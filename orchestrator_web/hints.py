@@ -9,6 +9,7 @@ import redis
 from models.kernel.hints import OUTCOMES, WORK, redis_url
 from models.kernel.once import once
 from models.kernel.settings import settings
+from models.kernel.silence import Silence
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,19 @@ def ended(subject_id: str) -> None:
     send((OUTCOMES, subject_id), (WORK, ""))
 
 
+silence = Silence()
+
+
 def send(*hints: tuple[str, str]) -> None:
+    """None while Redis was silent just now: a request waits for that once, not each."""
+    address = settings().broker_url
+    if silence.lasts(address):
+        return
     try:
         pipeline = client().pipeline(transaction=False)
         for channel, message in hints:
             pipeline.publish(channel, message)
         pipeline.execute()
     except redis.RedisError as error:
+        silence.note(address)
         log.warning("a hint was not sent", extra={"error": str(error)})

@@ -16,6 +16,7 @@ from models.kernel.backlog import Ready, hand_back_jobs
 from models.kernel.errors import OrchestratorError
 from models.kernel.messages import job_message, list_of
 from models.kernel.session import statement
+from models.kernel.settings import settings
 from orchestrator_web import hints
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,13 @@ def send_or_hint(queue: str, sent: Mapping[str, Any] | None) -> None:
 
 def send(job: Ready) -> None:
     """Put the job's message into its list; if that fails, the job is the dispatcher's."""
+    address = settings().broker_url
+    if hints.silence.lasts(address):
+        return give_up(job)
     try:
         hints.client().lpush(list_of(job.queue, job.priority), job_message(job))
     except redis.RedisError as error:
+        hints.silence.note(address)
         log.warning("a message was not sent", extra={"error": str(error)})
         give_up(job)
 

@@ -37,6 +37,7 @@ REQUIRED = itemgetter(
 )
 TEXTS = ("source_event_id", "channel", "payload_content_type", "payload_hash")
 WHITE_SPACE = b" \t\r\n"
+GZIP = b"\x1f\x8b"
 
 Sources = Mapping[str, frozenset[str]]
 
@@ -89,10 +90,19 @@ def parse(text: bytes) -> dict[str, Any]:
     try:
         event = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        refuse("", f"is not JSON: {error}", code="not_json")
+        refuse("", f"is not JSON: {why_not_json(text, error)}", code="not_json")
     if type(event) is not dict:
         refuse("", "must be a JSON object")
     return event
+
+
+def why_not_json(text: bytes, error: Exception) -> str:
+    try:
+        text.decode()
+    except UnicodeDecodeError as wrong:
+        zipped = "; gzip wants the header Content-Encoding: gzip" if text.startswith(GZIP) else ""
+        return f"it is not UTF-8 at byte {wrong.start}{zipped}"
+    return str(error)
 
 
 def is_name(value: Any) -> TypeGuard[str]:

@@ -28,6 +28,7 @@ from orchestrator_web.parsing import ENGINE_EVENTS, JSON, check_query
 from orchestrator_web.problems import BadRequest
 
 MOST_EVENTS = 50_000
+MOST_LINES = 4 * MOST_EVENTS
 LINES_IN_PART = 128  # enough to be worth a message to Postgres, few enough to be checked while it works
 MOST_ERRORS, QUOTED = 10, 3
 INFLATES_TO = 4  # times the largest body
@@ -215,7 +216,9 @@ def located(error: Invalid, number: int, numbering: str) -> list[dict[str, Any]]
 
 
 def lines_of(body: bytes) -> Numbered:
-    """The lines that are not empty, counted from 1."""
+    """The lines that are not empty, counted from 1. Raises Invalid: empty ones, too, cost each a step."""
+    if body.count(b"\n") > MOST_LINES:
+        raise Invalid(f"The body holds more than {MOST_LINES} lines, empty ones included", code="too_many_events")
     return ((number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip(WHITE_SPACE))
 
 

@@ -338,3 +338,22 @@ def test_what_fails_is_told_with_its_domain(api: Api, caplog: pytest.LogCaptureF
         ("ingest", "not_json"),
         ("buffer", "engine_stopped"),
     ]
+
+
+def test_lines_without_anything_in_them_are_bounded_too(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty million of them fit into 60 KB of gzip, and each costs a step."""
+    monkeypatch.setattr(ingest, "MOST_LINES", 8)
+    refused(api.send(PATH, b"\n" * 9 + lines_of(event()).strip(), NDJSON), 422, "too_many_events")
+    assert api.send(PATH, b"\n" * 8 + lines_of(event()).strip(), NDJSON).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (gzip.compress(b"{}"), "at byte 1; gzip wants the header Content-Encoding: gzip"),
+        (b'{"a": "\xff"}', "at byte 7"),
+    ],
+)
+def test_bytes_that_are_no_text_are_said_to_be_none(api: Api, body: bytes, said: str) -> None:
+    problem = refused(api.send(PATH, body.replace(b"\n", b""), NDJSON), 422, "not_json")
+    assert problem["detail"].endswith(said)

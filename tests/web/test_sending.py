@@ -12,8 +12,9 @@ import redis
 from models.kernel.errors import Unavailable
 from models.kernel.hints import WORK, redis_url
 from models.kernel.messages import CORRELATION, lists_of
+from models.kernel.silence import Silence
 from models.tickets.transitions import QUEUE
-from orchestrator_web import sending
+from orchestrator_web import hints, sending
 from tests.conftest import forget
 from tests.web.service import Api, rows
 
@@ -89,3 +90,26 @@ def test_an_execution_that_was_accepted_stays_so_when_the_database_goes_too(
     ticket_id = api.create()["id"]
     assert api.accept(ticket_id).status_code == 202
     assert rows(OF_JOB, id=ticket_id) == [{"is_sent": True, "dispatches": 1}]  # sent again once it counts as lost
+
+
+class Deaf:
+    """A Redis that takes connections and answers nobody."""
+
+    asked = 0
+
+    def lpush(self, *_: Any) -> None:
+        self.asked += 1
+        raise redis.TimeoutError("Timeout reading from socket")
+
+    pipeline = lpush
+
+
+def test_a_silent_redis_is_waited_for_once_and_not_by_each_request(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = Deaf()
+    monkeypatch.setattr(hints, "client", lambda: deaf)
+    monkeypatch.setattr(hints, "silence", Silence())
+    for command in ("scan", "scan", "stop"):
+        ticket_id = api.create(command=command)["id"]
+        assert api.accept(ticket_id).status_code == 202
+        assert rows(OF_JOB, id=ticket_id) == [{"is_sent": False, "dispatches": 0}]
+    assert deaf.asked == 1
