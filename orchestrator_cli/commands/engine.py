@@ -175,7 +175,9 @@ def run(service: Service, run_id: str) -> None:
 
     RUN_ID is a run's id, or the first digits of it, while no other run's begins with them.
     """
-    found = service.get(f"/engine/runs/{quote(run_id, safe='')}")
+    if not run_id.strip():
+        raise click.BadParameter("must be the first digits of a run's id", param_hint="RUN_ID")
+    found = service.get(f"/engine/runs/{quote(run_id.strip().lower(), safe='')}")
     told = {name: value for name, value in found.items() if name not in {"history", "outputs"}}
     history = table(("at", "topic", "from", "to", "actor", "reason"), found["history"])
     show(found, [*facts(told), "", *history, "", *table(OUTPUTS[2:5], map(output_row, found["outputs"]))])
