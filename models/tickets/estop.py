@@ -117,8 +117,9 @@ def get_delivery(connection: Connection, scope: str = EVERYTHING) -> Delivery:
     """
     target = target_of(scope)
     scoped = [row for row in latch.list_latches(connection) if target is None or row["scope"] in (EVERYTHING, target)]
-    taken = count_taken_stops(connection, target, scoped[0]["engaged_at"]) if scoped else 0
     untaken = list_untaken_stops(connection, target)
+    listed = [row["id"] for row in untaken]  # one that is taken meanwhile is counted once
+    taken = count_taken_stops(connection, target, scoped[0]["engaged_at"], listed) if scoped else 0
     owed = len(untaken)  # counted anew only where the list ends early: a stop taken meanwhile would belie the list
     return Delivery(count_untaken_stops(connection, target) if owed == MOST_SHOWN else owed, taken, untaken)
 

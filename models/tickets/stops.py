@@ -53,12 +53,17 @@ def list_untaken_stops(connection: Connection, target: str | None = None, limit:
     return connection.execute(first).mappings().all()
 
 
-def count_taken_stops(connection: Connection, target: str | None, since: datetime) -> int:
-    """How many of the last 1,000 stops that were ordered since then have been taken, of one robot or of all."""
+def count_taken_stops(connection: Connection, target: str | None, since: datetime, but: Sequence[int]) -> int:
+    """How many of the last 1,000 stops that were ordered since then have been taken, of one robot or of all.
+
+    `but`: those that were found untaken just before, and count as such.
+    """
     last = select(stop_orders).order_by(stop_orders.c.id.desc()).limit(MOST_LISTED).subquery()
     taken = or_(last.c.done_at.is_not(None), and_(last.c.tries > 0, last.c.error.is_(None)))
-    mine = (taken, last.c.ordered_at >= since, true() if target is None else last.c.target == target)
-    return connection.scalar(select(func.count()).select_from(last).where(*mine)) or 0
+    others = (last.c.id.not_in(but), true() if target is None else last.c.target == target)
+    return (
+        connection.scalar(select(func.count()).select_from(last).where(taken, last.c.ordered_at >= since, *others)) or 0
+    )
 
 
 def confirm_stop(connection: Connection, order_id: int) -> None:

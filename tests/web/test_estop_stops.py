@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 
 from models.kernel.session import statement
+from models.tickets import estop
 from models.tickets.stops import confirm_stop, list_untaken_stops, postpone_stop, repeat_stop
 from tests.web.service import DRIVE, Api, assert_problem, each, take
 
@@ -61,6 +62,23 @@ def test_an_answer_names_the_robots_that_have_not_taken_their_stop(api: Api, mov
     assert owed.pop("ordered_at")
     assert owed == {"target": "crane", "ticket_id": moving, "tries": 1, "error": "bus hangs"}
     assert "orchestrator_stops_owed 1.0" in api.get("/metrics").get_data(as_text=True)
+
+
+@pytest.mark.parametrize("before", ["list_untaken_stops", "count_taken_stops"])
+def test_a_stop_that_is_taken_while_stops_are_counted_is_counted_once(
+    api: Api, moving: str, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    engage(api)
+    act, number = getattr(estop, before), order()["id"]
+
+    def acting(*given: Any) -> Any:
+        found = act(*given)
+        confirm(number)
+        return found
+
+    monkeypatch.setattr(estop, before, acting)
+    stops = api.get("/estop").get_json()["stops"]
+    assert stops["owed"] + stops["taken"] == 1
 
 
 @pytest.mark.parametrize("taken", [confirm, repeat])
