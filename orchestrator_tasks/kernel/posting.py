@@ -128,6 +128,8 @@ def post(message: Message, seconds: float, call: Call, turn: int = 0) -> Answer:
             response.close()
             return meaning(response)
     except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        if isinstance(error, httpx.TimeoutException):
+            call.reason = call.reason or TIMEOUT  # the client's own timer rang a moment before the call's
         if call.reason is not None:
             return cut_off(call, seconds)
         return Answer(error=f"The receiver did not answer: {type(error).__name__}", error_code="receiver_unreachable")

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from models.kernel.clock import utcnow
 from orchestrator_tasks.kernel import posting
 from orchestrator_tasks.kernel.posting import Answer, Call, Message, post, wish
-from tests.tasks.receivers import Receiver, receiving
+from tests.tasks.receivers import Receiver, hang, receiving
 
 HOST = "hooks.example"
 
@@ -154,3 +154,12 @@ def test_a_url_that_was_stored_and_is_wrong_fails_without_a_call() -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("", 0.0), ("7", 7.0), (" 8 ", 8.0), ("1.5", 0.0), ("0", 0.0)])
 def test_a_wish_in_seconds_is_digits_and_nothing_else(text: str, seconds: float) -> None:
     assert wish(text) == seconds
+
+
+def test_a_timeout_is_one_whoever_notices_it_first() -> None:
+    """The client's own timer may ring a moment before the call's."""
+    with receiving() as receiver:
+        receiver.act = hang
+        answer = send(f"http://127.0.0.1:{receiver.server_port}/", 0.1, Call(60.0))
+        receiver.over.set()
+    assert (answer.error_code, answer.error) == ("receiver_timeout", "The receiver did not answer within 0.1 s")
