@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import redis
 
@@ -37,15 +38,24 @@ silence = Silence()
 
 
 def send(*hints: tuple[str, str]) -> None:
-    """None while Redis was silent just now: a request waits for that once, not each."""
-    address = settings().broker_url
-    if silence.lasts(address):
-        return
-    try:
-        pipeline = client().pipeline(transaction=False)
+    def publish(server: redis.Redis) -> None:
+        pipeline = server.pipeline(transaction=False)
         for channel, message in hints:
             pipeline.publish(channel, message)
         pipeline.execute()
+
+    reach(publish, "a hint was not sent")
+
+
+def reach(act: Callable[[redis.Redis], object], failure: str) -> bool:
+    """Whether Redis did this. It is not asked while it was silent just now: a request waits for that once, not each."""
+    address = settings().broker_url
+    if silence.lasts(address):
+        return False
+    try:
+        act(client())
     except redis.RedisError as error:
         silence.note(address)
-        log.warning("a hint was not sent", extra={"error": str(error)})
+        log.warning(failure, extra={"error": str(error)})
+        return False
+    return True

@@ -10,13 +10,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import redis
-
 from models.kernel.backlog import Ready, hand_back_jobs
 from models.kernel.errors import OrchestratorError
 from models.kernel.messages import job_message, list_of
 from models.kernel.session import statement
-from models.kernel.settings import settings
 from orchestrator_web import hints
 
 log = logging.getLogger(__name__)
@@ -32,14 +29,8 @@ def send_or_hint(queue: str, sent: Mapping[str, Any] | None) -> None:
 
 def send(job: Ready) -> None:
     """Put the job's message into its list; if that fails, the job is the dispatcher's."""
-    address = settings().broker_url
-    if hints.silence.lasts(address):
-        return give_up(job)
-    try:
-        hints.client().lpush(list_of(job.queue, job.priority), job_message(job))
-    except redis.RedisError as error:
-        hints.silence.note(address)
-        log.warning("a message was not sent", extra={"error": str(error)})
+    name, text = list_of(job.queue, job.priority), job_message(job)
+    if not hints.reach(lambda server: server.lpush(name, text), "a message was not sent"):
         give_up(job)
 
 

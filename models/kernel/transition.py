@@ -273,8 +273,7 @@ class Transition(Act):
 
     def moved(self, given: CTE, picked: CTE) -> CTE:
         table = self.subject.table
-        by_job = self.job in job_parts.BY_JOB
-        several = len(self.targets) > 1
+        by_job, several = self.job in job_parts.BY_JOB, len(self.targets) > 1
         target = given.c.to if several else literal(next(iter(self.targets)))
         values = {"state": target, "revision": table.c.revision + 1, "updated_at": func.clock_timestamp()}
         carried: list[Any] = [given.c[name].label(f"given_{name}") for name in self.given]

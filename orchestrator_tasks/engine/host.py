@@ -1,12 +1,11 @@
 """The engine's host: `python -m orchestrator_tasks.engine.host MODULE PARENT`, which forks a child for each call.
 
-It has one thread, no database and no broker. It imports the engine once, and each call begins
-from that same state: whatever it leaves behind, in memory, threads or processes of its own, ends
-with it. The child has a bound on its memory, the host holds it to its deadline and kills it, and
-both end when the process that calls is gone.
+It has one thread, no database and no broker. It imports the engine once, and each call begins from that same state:
+whatever it leaves behind, in memory, threads or processes of its own, ends with it. The child has a bound on its
+memory, the host holds it to its deadline and kills it, and both end when the process that calls is gone.
 
-Frames go over the socket that is standard input: eight bytes of length, then JSON. What the engine
-prints goes to standard error.
+Frames go over the socket that is standard input: eight bytes of length, then JSON. What the engine prints goes to
+standard error.
 """
 
 from __future__ import annotations
