@@ -88,20 +88,21 @@ _PICK = text(
         SELECT heads.id, heads.priority, heads.turn, heads.run_at FROM heads JOIN chosen USING (id)
          ORDER BY heads.id NOT IN (SELECT id FROM aged), heads.priority, heads.turn, heads.run_at, heads.id
          LIMIT :slots
-    ), free AS (
-        SELECT jobs.id, fitting.turn, fitting.run_at FROM jobs JOIN fitting USING (id)
-         WHERE jobs.id = ANY (ARRAY(SELECT id FROM fitting))  -- by its key: BY_INDEX in session.py
-           AND (jobs.fence IS NULL AND jobs.dispatched_at IS NULL AND NOT jobs.waits) IS TRUE
-         ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
+    ), free AS (  -- from here on jobs by their keys alone, joined with nothing: BY_INDEX in session.py
+        SELECT id FROM jobs
+         WHERE id = ANY (ARRAY(SELECT id FROM fitting))
+           AND (fence IS NULL AND dispatched_at IS NULL AND NOT waits) IS TRUE
+         ORDER BY id FOR UPDATE SKIP LOCKED
     ), sent AS (
         UPDATE jobs SET dispatched_at = clock_timestamp(), dispatches = dispatches + 1
-          FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, task, subject_id, queue, correlation_id, free.turn, free.run_at,
-                  CASE WHEN jobs.id IN (SELECT id FROM aged) OR jobs.dispatches > 1
-                            AND free.run_at < clock_timestamp() - make_interval(secs => :aging)  -- passed over before
-                       THEN 0 ELSE jobs.priority END AS priority
+         WHERE id = ANY (ARRAY(SELECT id FROM free))
+        RETURNING id, task, subject_id, queue, correlation_id,
+                  CASE WHEN id IN (SELECT id FROM aged) OR dispatches > 1
+                            AND run_at < clock_timestamp() - make_interval(secs => :aging)  -- passed over before
+                       THEN 0 ELSE priority END AS priority
     )
-    SELECT id, task, subject_id, queue, priority, correlation_id FROM sent ORDER BY priority, turn, run_at, id
+    SELECT id, task, subject_id, queue, priority, correlation_id FROM sent
+     ORDER BY priority, array_position(ARRAY(SELECT id FROM fitting ORDER BY turn, run_at, id), id)
     """
 )
 
@@ -127,7 +128,7 @@ _SEND_AGAIN = text(
                - make_interval(secs => :patience * power(2, least(dispatches - 1, :doublings)))
          ORDER BY dispatched_at, id LIMIT :slots FOR UPDATE SKIP LOCKED
     )
-    UPDATE jobs SET dispatched_at = NULL FROM silent WHERE jobs.id = silent.id
+    UPDATE jobs SET dispatched_at = NULL WHERE id = ANY (ARRAY(SELECT id FROM silent))
     """
 )
 
@@ -142,7 +143,7 @@ _SEND_PASSED_OVER = text(
                           AND other.priority < jobs.priority AND other.dispatched_at > jobs.dispatched_at)
          ORDER BY dispatched_at, id LIMIT :slots FOR UPDATE OF jobs SKIP LOCKED
     )
-    UPDATE jobs SET dispatched_at = NULL FROM passed WHERE jobs.id = passed.id
+    UPDATE jobs SET dispatched_at = NULL WHERE id = ANY (ARRAY(SELECT id FROM passed))
     """
 )
 
@@ -158,7 +159,7 @@ _HAND_BACK = text(
     WITH mine AS (
         SELECT id FROM jobs WHERE id = ANY(:ids) AND fence IS NULL ORDER BY id FOR UPDATE SKIP LOCKED
     )
-    UPDATE jobs SET dispatched_at = NULL, dispatches = 0 FROM mine WHERE jobs.id = mine.id
+    UPDATE jobs SET dispatched_at = NULL, dispatches = 0 WHERE id = ANY (ARRAY(SELECT id FROM mine))
     """
 )
 
@@ -191,7 +192,7 @@ _WAKE = text(
          WHERE jobs.waits AND jobs.fence IS NULL
          ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
     )
-    UPDATE jobs SET waits = false, dispatched_at = NULL FROM free WHERE jobs.id = free.id
+    UPDATE jobs SET waits = false, dispatched_at = NULL WHERE id = ANY (ARRAY(SELECT id FROM free))
     """
 )
 

@@ -174,7 +174,7 @@ def leased(moved: CTE) -> CTE:
     """Lease the jobs of the moved subjects: a new fence, one attempt more."""
     return (
         update_(jobs)
-        .where(jobs.c.id == moved.c.job_id)
+        .where(among(jobs.c.id, moved.c.job_id))
         .values(
             fence=fence_seq.next_value(),
             lease_until=func.clock_timestamp() + seconds(bindparam("lease", None, type_=Double)),
@@ -196,7 +196,7 @@ def leased(moved: CTE) -> CTE:
 
 def ended(moved: CTE) -> CTE:
     """Their last words: what was under lease, and until when."""
-    return delete(jobs).where(jobs.c.id == moved.c.job_id).returning(*LAST_WORDS, GONE).cte("job")
+    return delete(jobs).where(among(jobs.c.id, moved.c.job_id)).returning(*LAST_WORDS, GONE).cte("job")
 
 
 def ended_by_subject(kind: str, moved: CTE) -> CTE:
@@ -208,7 +208,7 @@ def returned(moved: CTE, *, attempts: int, delay_seconds: Any = 0.0) -> CTE:
     """Ready again: nobody's, unsent, after a delay."""
     return (
         update_(jobs)
-        .where(jobs.c.id == moved.c.job_id)
+        .where(among(jobs.c.id, moved.c.job_id), jobs.c.id == moved.c.job_id)
         .values(
             fence=null(),
             lease_until=null(),
@@ -248,7 +248,7 @@ def next_in_lane(job: CTE) -> CTE:
     heads = select(head.c.id).select_from(lanes.join(head, literal(True))).where(free).cte("heads")
     return (
         update_(jobs)
-        .where(jobs.c.id == heads.c.id, jobs.c.waits)
+        .where(among(jobs.c.id, heads.c.id), jobs.c.waits)
         .values(waits=False, dispatched_at=null())
         .returning(jobs.c.id)
         .cte("woken")

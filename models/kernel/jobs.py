@@ -174,7 +174,7 @@ _LIVE = (
 )
 _RENEW = (
     update(jobs)
-    .where(jobs.c.id == _LIVE.c.id)
+    .where(jobs.c.id == func.any(func.array(select(_LIVE.c.id).scalar_subquery())))
     .values(lease_until=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds")))
     .returning(jobs.c.id, jobs.c.fence)
 )

@@ -280,7 +280,7 @@ class Transition(Act):
         carried += [picked.c.job_id] if by_job else []
         carried += [given.c.delay_seconds] if self.job is Job.RETRY else []
         same = given.c.job_id == picked.c.job_id if by_job else given.c.id == picked.c.id
-        query = update(table).where(table.c.id == picked.c.id, same)
+        query = update(table).where(job_parts.among(table.c.id, picked.c.id), table.c.id == picked.c.id, same)
         if several:
             query = query.where(target == func.any(bindparam("targets", sorted(self.targets), type_=job_parts.TEXTS)))
         query = query.values({**values, **self.set(table.c, given.c)})

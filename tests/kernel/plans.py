@@ -10,12 +10,11 @@ from sqlalchemy import Connection, event
 
 
 def rows_of(plan: dict[str, Any]) -> float:
-    """Rows that the scans of a plan produced or threw away."""
-    own = 0.0
+    """Rows that the scans of a plan produced, or that any part of it threw away."""
+    own = sum(value for key, value in plan.items() if key.startswith("Rows Removed"))
     if "Scan" in plan["Node Type"] and plan["Node Type"] not in {"CTE Scan", "WorkTable Scan"}:
-        thrown = sum(value for key, value in plan.items() if key.startswith("Rows Removed"))
-        own = (plan.get("Actual Rows", 0) + thrown) * plan.get("Actual Loops", 1)
-    return own + sum(rows_of(part) for part in plan.get("Plans", []))
+        own += plan.get("Actual Rows", 0)
+    return own * plan.get("Actual Loops", 1) + sum(rows_of(part) for part in plan.get("Plans", []))
 
 
 @contextmanager

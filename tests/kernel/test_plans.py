@@ -16,6 +16,7 @@ from tests.kernel.plans import rows_touched
 
 MANY = 3000
 FEW = 60  # rows that a statement may touch
+HUNDRED = 100
 FOR_GOOD = 8  # calls, after which Postgres plans no more
 DRAFT = {"command": "scan", "params": {}, "priority": "normal", "timeout_seconds": 30, "metadata": {}, "target": "r"}
 TABLES = ("jobs", "tickets")
@@ -55,13 +56,15 @@ def accept_and_send(connection: Connection, caller: Caller) -> str:
     return ticket_id
 
 
-@pytest.fixture
-def grown(database: str, writer: Caller) -> Iterator[Connection]:
-    """A connection that planned everything over a few rows; since then there are many."""
+@pytest.fixture(params=["few", "none"])
+def grown(database: str, writer: Caller, request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """A connection that planned everything over a few rows, or none; since then there are many."""
     with statement() as connection:
         for table in TABLES:
             connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
         carry_out(connection, writer)
+        if request.param == "none":
+            connection.execute(text("DELETE FROM jobs"))
         for table in TABLES:
             connection.execute(text(f"VACUUM ANALYZE {table}"))
     dispose_engines()
@@ -75,6 +78,32 @@ def grown(database: str, writer: Caller) -> Iterator[Connection]:
 def test_a_pick_reads_what_it_picks(grown: Connection) -> None:
     with rows_touched(grown) as touched:
         pick(grown)
+    assert max(touched) <= FEW
+
+
+def test_a_pick_of_many_reads_each_a_few_times(grown: Connection) -> None:
+    with rows_touched(grown) as touched:
+        assert len(backlog.pick_jobs(grown, transitions.QUEUE, HUNDRED, 60.0)) == HUNDRED
+    assert max(touched) <= 10 * HUNDRED
+
+
+def test_a_look_reads_the_attempts_it_is_about_however_many_are_going_on(grown: Connection) -> None:
+    attempt = take(grown)
+    others = """UPDATE jobs SET fence = nextval('fence_seq'), lease_until = clock_timestamp() + interval '30 seconds'
+         WHERE fence IS NULL"""
+    grown.execute(text(others))
+    with rows_touched(grown) as touched:
+        assert queries.find_clearances(grown, [(attempt.job_id, attempt.fence, attempt.target)])
+    assert max(touched) <= FEW
+
+
+def test_what_puts_jobs_back_reads_those_alone(grown: Connection) -> None:
+    picked = [job.id for job in backlog.pick_jobs(grown, transitions.QUEUE, 2, 60.0)]
+    with rows_touched(grown) as touched:
+        backlog.hand_back_jobs(grown, picked)
+        pick(grown)
+        backlog.send_again(grown, transitions.QUEUE, 1, 0.0)
+        backlog.send_passed_over(grown, transitions.QUEUE, 1, 60.0)
     assert max(touched) <= FEW
 
 
