@@ -39,7 +39,7 @@ def run(measures: Sequence[Measure], rounds: int, sizes: Sizes) -> tuple[list[Fo
         bench.start()
         facts["durability"] = bench.durability()
         tell(facts)
-        found = carry_out(measures, bench, rounds, say)
+        found = carry_out(measures, bench, rounds, say, judged=sizes is not QUICK)
     finally:
         bench.close()
     facts["seconds"] = round(time.monotonic() - began, 1)

@@ -51,6 +51,7 @@ class Found:
     values: dict[str, list[float]] = field(default_factory=dict)
     failed: str | None = None
     seconds: float = 0.0
+    judged: bool = True
 
     def add(self, values: Values) -> None:
         for name, value in values.items():
@@ -64,9 +65,11 @@ class Found:
         return [mine / theirs if theirs else float("inf") for mine, theirs in pairs]
 
     def verdict(self, row: Row) -> str:
-        """met, missed, failed, or nothing where nothing was asked for."""
+        """met, missed, failed, or nothing where nothing was asked for or the figures say nothing."""
         if self.failed or not self.ratios(row.of, row.against):
             return "failed"
+        if not self.judged:
+            return ""
         ratio = statistics.median(self.ratios(row.of, row.against))
         if row.at_least is not None:
             return "met" if ratio >= row.at_least else "missed"
@@ -84,9 +87,11 @@ def alternate(number: int, acts: Sequence[Callable[[], Values]]) -> dict[str, fl
     return found
 
 
-def carry_out(measures: Sequence[Measure], bench: Any, rounds: int, say: Callable[[str], None]) -> list[Found]:
+def carry_out(
+    measures: Sequence[Measure], bench: Any, rounds: int, say: Callable[[str], None], *, judged: bool = True
+) -> list[Found]:
     """All rounds of all measures: round by round, so that a busy minute of the machine hits each measure once."""
-    found = [Found(measure) for measure in measures]
+    found = [Found(measure, judged=judged) for measure in measures]
     try:
         all_rounds(found, bench, rounds, say)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from benchmarks.harness import Found, Row
 WIDTH, LINE, TEXT, TOP = 1100, 26, 620, 60
 HALF = (WIDTH - TEXT - 40) / 2
 DECADES = 1.5
-COLOURS = {"met": "#1a7f37", "missed": "#cf222e", "failed": "#6e7781"}
+COLOURS = {"met": "#1a7f37", "missed": "#cf222e", "failed": "#6e7781", "": "#6e7781"}
 
 
 def better(row: Row, value: float) -> float:

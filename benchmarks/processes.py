@@ -35,13 +35,13 @@ def environment(**settings: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **settings}
 
 
-def wait_for(holds: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_for(holds: Callable[[], bool], seconds: float, what: str, pace: float = PACE_SECONDS) -> None:
     """Return as soon as something holds. Raises MeasureFailed when it does not in time."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             raise MeasureFailed(f"{what}: not within {seconds:g} s")
-        time.sleep(PACE_SECONDS)
+        time.sleep(pace)
 
 
 def tree(pid: int) -> list[int]:

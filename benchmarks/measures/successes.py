@@ -15,7 +15,7 @@ def successes(bench: Bench, _number: int) -> Values:
     service, count = bench.service(), bench.sizes.successes
     before = completed(bench)
     backlogs.accept_all(service, count)
-    wait_for(lambda: backlogs.live(bench) == 0, 600, f"{count} tickets end")
+    wait_for(lambda: backlogs.is_settled(bench), 600, f"{count} tickets end")
     return {"succeeded": (completed(bench) - before) / count * 100}
 
 

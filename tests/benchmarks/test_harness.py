@@ -38,6 +38,18 @@ def test_the_median_decides_and_not_the_best_round() -> None:
     assert found(SOONER, mine=[1.0, 20.0, 30.0]).verdict(SOONER) == "missed"
 
 
+def test_tiny_sizes_are_judged_by_nothing_but_whether_they_ran() -> None:
+    measures = [Measure("ran", (SOONER,), lambda _bench, _round: {"mine": 99.0}), Measure("failed", (SOONER,), empty)]
+    ran, failed = carry_out(measures, None, 1, lambda _text: None, judged=False)
+    assert (ran.verdict(SOONER), failed.verdict(SOONER)) == ("", "failed")
+    assert not any(word in line for line in report.lines([ran]) for word in ("met", "missed"))
+    assert not any(plot.COLOURS[verdict] in plot.svg([ran], "") for verdict in ("met", "missed"))
+
+
+def empty(_bench: object, _round: int) -> Values:
+    raise MeasureFailed("nothing was measured")
+
+
 def test_every_round_begins_with_another_system() -> None:
     order: list[str] = []
 

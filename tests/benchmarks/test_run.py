@@ -21,7 +21,7 @@ def test_a_quick_run_measures_every_system_and_writes_what_it_found(tmp_path: Pa
     document = json.loads(result.read_text())
     assert [measure["name"] for measure in document["measures"]] == MEASURES.split(",")
     for measure in document["measures"]:
-        assert all(row["verdict"] in {"met", "missed"} for row in measure["rows"])
+        assert [row["verdict"] for row in measure["rows"] if row["verdict"]] == []
     values = document["measures"][0]["values"]
     assert {"service_rate", "echo_rate", "naive_rate", "forgetful_rate", "procrastinate_rate"} <= set(values)
     assert document["durability"]["synchronous_commit"] == "on"
