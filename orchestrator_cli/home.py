@@ -3,7 +3,7 @@
 home/
   admin.token        the operator's credential, mode 0600
   postgres/ valkey/  the embedded servers' data
-  logs/              one file for each process, rotated
+  logs/              one file for each process, which writes it itself; rotated
   run/               lock, members, scripts and the supervisor's configuration
 """
 
@@ -99,6 +99,9 @@ class Home:
     @property
     def logs(self) -> Path:
         return self.directory / "logs"
+
+    def log(self, program: str) -> Path:
+        return self.logs / f"{program}.log"
 
     @property
     def members(self) -> Path:

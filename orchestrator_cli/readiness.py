@@ -54,9 +54,9 @@ def wait(supervisor: Supervisor, url: str, current: Step, patience: float = PATI
 def explain(supervisor: Supervisor) -> None:
     """Show the end of each failing process's log."""
     say()
-    for name in supervisor.failing():
-        say(f"  last lines of {supervisor.home.logs / name}.log:")
-        for line in tail(supervisor.home.logs / f"{name}.log"):
+    for log in map(supervisor.home.log, supervisor.failing()):
+        say(f"  last lines of {log}:")
+        for line in tail(log):
             say(f"    {line}")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator_cli import leash, sweep
+from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.home import Home, write_secret
 
 
@@ -86,12 +87,15 @@ stopwaitsecs = {patience}
 killasgroup = true
 redirect_stderr = true
 stdout_logfile = logs/{name}.log
-stdout_logfile_maxbytes = 10MB
-stdout_logfile_backups = 3
+stdout_logfile_maxbytes = 0
 """
 
+# What a program logs, to stderr, it writes into its log itself: through supervisord each line would wake it. What it
+# prints goes through supervisord all the same, which takes it on a full disk too, where a print that fails would end a
+# Celery worker; and the end of that pipe is how supervisord hears at once that the program has ended.
 SCRIPT = """\
 #!/bin/sh
+exec 2>> {log}
 cd {root} || exit 1
 exec {leash} {command}
 """
@@ -125,19 +129,33 @@ def server(name: str, argv: list[str], tier: Tier, ending: signal.Signals) -> Pr
 def write(home: Home, root: Path, programs: list[Program]) -> str:
     """Write the configuration and one script for each program; returns the RPC password.
 
+    Raises CannotStart where a program could not write its log: it would end without a word.
+
     All names in it are relative to the home, and commands stand in scripts, so that neither a
     path nor a command has to survive supervisord's own quoting and comments.
     """
     password = secrets.token_hex(16)
     for program in programs:
+        try_log(home.log(program.name))
         prefix = shlex.join(leash.prefix(program.ending, str(home.members)))
-        script = SCRIPT.format(root=shlex.quote(str(root)), leash=prefix, command=program.command)
+        log = shlex.quote(str(home.log(program.name)))
+        script = SCRIPT.format(log=log, root=shlex.quote(str(root)), leash=prefix, command=program.command)
         (home.run / f"{program.name}.sh").write_text(script)
     sweeper = [sys.executable, "-I", "-S", sweep.__file__]
     listener = shlex.join([*leash.prefix(signal.SIGTERM, str(home.members)), *sweeper])
     (home.run / "sweep.sh").write_text(f"#!/bin/sh\nexec {listener}\n")
     write_secret(home.run / "supervisord.conf", configuration(home, programs, password))
     return password
+
+
+def try_log(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise CannotStart(
+            f"the log {path} cannot be written: {error.strerror}",
+            next_step="let this user write it, or set ORCHESTRATOR_HOME to another directory",
+        ) from None
 
 
 def configuration(home: Home, programs: list[Program], password: str) -> str:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xmlrpc.client
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
@@ -24,6 +26,7 @@ STOP_SECONDS = 9.3
 """After this, what still runs is ended by force; Ctrl-C promises ten seconds."""
 
 RUNNING = {"STARTING", "RUNNING"}
+LINES_KEPT = 100
 
 
 class Supervisor:
@@ -33,6 +36,8 @@ class Supervisor:
         self.home = home
         self.process: subprocess.Popen[bytes] | None = None
         self.password = ""
+        self.said: deque[str] = deque(maxlen=LINES_KEPT)
+        """What supervisord printed last. A pipe takes it, since it ends over a print that a full disk refuses."""
 
     def start(self, root: Path, programs: list[Program], environment: Mapping[str, str]) -> None:
         """Start supervisord and the programs that start with it.
@@ -42,23 +47,28 @@ class Supervisor:
         """
         self.password = supervise.write(self.home, root, programs)
         prefix = leash.prefix(signal.SIGTERM, str(self.home.members))
-        with (self.home.logs / "supervisord.out").open("wb") as output:
-            self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "supervisor.supervisord", "-c", "run/supervisord.conf"],
-                cwd=self.home.directory,
-                env={**environment, leash.PARENT: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "supervisor.supervisord", "-c", "run/supervisord.conf"],
+            cwd=self.home.directory,
+            env={**environment, leash.PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        threading.Thread(target=self._hear, args=(self.process.stdout,), name="supervisord", daemon=True).start()
         self._wait_until_it_answers(time.monotonic() + 10)
+
+    def _hear(self, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
+                self.said.append(line.decode(errors="replace").strip())
 
     def _wait_until_it_answers(self, deadline: float) -> None:
         while not self.states():
             if self.has_ended() or time.monotonic() >= deadline:
-                said = (self.home.logs / "supervisord.out").read_text(errors="replace").strip().splitlines()
-                reason = f": {said[0]}" if said else ""
+                reason = f": {self.said[0]}" if self.said else ""
                 raise CannotStart(f"the supervisor did not start{reason}", next_step=f"see {self.home.logs}")
             time.sleep(0.02)
 

@@ -21,6 +21,7 @@ from orchestrator_cli.embedded.valkey import Valkey
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.home import Home
 from orchestrator_cli.migrate import ROOT
+from orchestrator_cli.rotation import Rotation
 from orchestrator_cli.screen import say, step
 from orchestrator_cli.supervise import Program
 from orchestrator_cli.supervisor import Supervisor
@@ -195,18 +196,22 @@ def summary(run: Run) -> None:
 
 
 def watch(supervisor: Supervisor) -> None:
-    """Say when a process was started again; return never, unless the supervisor itself ends.
+    """Say when a process was started again, and keep the logs small; return never, unless the supervisor itself ends.
 
     Raises CannotStart when it does.
     """
+    rotation = Rotation(tell=lambda text: say(f"  {text}"))
     starts = {name: info["start"] for name, info in supervisor.states().items()}
     while not supervisor.has_ended():
         time.sleep(WATCH_SECONDS)
-        for name, info in supervisor.states().items():
+        states = supervisor.states()
+        rotation.look(map(supervisor.home.log, states))
+        for name, info in states.items():
             if info["statename"] == "RUNNING" and info["start"] != starts.get(name):
                 starts[name] = info["start"]
                 say(f"  {name} had ended and was started again (process {info['pid']})")
-    raise CannotStart("the supervisor ended unexpectedly", next_step=f"see {supervisor.home.logs}")
+    reason = f": {supervisor.said[-1]}" if supervisor.said else ""
+    raise CannotStart(f"the supervisor ended unexpectedly{reason}", next_step=f"see {supervisor.home.logs}")
 
 
 def bring_down(supervisor: Supervisor) -> None:

@@ -35,6 +35,7 @@ SECRETS = re.compile(
 )
 MARKS = ("orc_", "whsec_", "eyJ", "://", "Failing row")
 AS_JSON_DOES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+COMPACT = (",", ":")  # as orjson writes, so that one search finds all lines
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -83,13 +84,14 @@ def to_line(line: dict[str, Any]) -> str:
     """One line of strict JSON; values that JSON cannot say (NaN, something that holds itself) are said as text."""
     with contextlib.suppress(TypeError):  # what it does not know, the other way says
         text = orjson.dumps(line, option=AS_JSON_DOES)
-        if text.isascii() and b"null" not in text:  # which may stand for NaN
+        nothing = sum(value is None for value in line.values())
+        if text.isascii() and text.count(b"null") == nothing:  # any other may stand for NaN
             return without_secrets(text.decode())
     try:
-        return without_secrets(json.dumps(line, default=str, allow_nan=False))
+        return without_secrets(json.dumps(line, default=str, allow_nan=False, separators=COMPACT))
     except ValueError:
         texts = {key: value if isinstance(value, str) else repr(value) for key, value in line.items()}
-        return without_secrets(json.dumps(texts))
+        return without_secrets(json.dumps(texts, separators=COMPACT))
 
 
 def without_secrets(text: str) -> str:

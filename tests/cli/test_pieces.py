@@ -51,6 +51,35 @@ def test_a_command_with_quotes_percents_and_semicolons_reaches_the_shell_unchang
     assert done.stdout == "a ; b # c"
 
 
+def test_a_program_whose_log_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.prepare()
+    home.log("odd").mkdir()
+    with pytest.raises(CannotStart, match=r"odd\.log cannot be written: Is a directory"):
+        supervise.write(home, tmp_path, supervise.from_procfile({"odd": "true"}))
+
+
+def test_a_program_logs_into_its_own_file_and_prints_through_its_supervisor(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "a home; with 'odd' $(words)")
+    home.prepare()
+    home.log("odd").write_text("earlier\n")
+    supervise.write(home, tmp_path, supervise.from_procfile({"odd": "sh -c 'echo logged >&2; echo printed'"}))
+    done = subprocess.run(["sh", home.run / "odd.sh"], capture_output=True, text=True, check=True)
+    assert (home.log("odd").read_text(), done.stdout, done.stderr) == ("earlier\nlogged\n", "printed\n", "")
+
+
+def test_a_program_does_not_start_where_its_log_cannot_be_opened(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.prepare()
+    supervise.write(home, tmp_path, supervise.from_procfile({"odd": "echo started"}))
+    home.log("odd").unlink()
+    home.log("odd").mkdir()
+    done = subprocess.run(["sh", home.run / "odd.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "odd.log" in done.stderr
+
+
 def test_a_leashed_process_dies_with_its_parent() -> None:
     leashed = [*leash.prefix(signal.SIGTERM), "sh", "-c", "echo $$; exec sleep 1000"]
     script = f"import subprocess; subprocess.run({leashed!r})"

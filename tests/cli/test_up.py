@@ -12,9 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
+from orchestrator_cli import readiness, supervise
 from orchestrator_cli.embedded.postgres import Postgres
-from orchestrator_cli.home import socket_directory
+from orchestrator_cli.home import Home, socket_directory
+from orchestrator_cli.rotation import LARGEST
+from orchestrator_cli.supervisor import Supervisor
 from tests.cli.service import Service, until
 
 Start = Callable[..., Service]
@@ -62,6 +66,24 @@ def test_the_web_stops_first_and_the_servers_last(start: Start) -> None:
     assert re.findall(r"stopped: (\w+)", log) == ["web", "dispatcher", "io", "valkey", "postgres", "sweep"]
 
 
+def test_a_full_disk_does_not_end_what_keeps_the_processes_running(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    home.prepare()
+    for name in ("supervisord.log", "supervisord.out"):
+        (home.logs / name).symlink_to("/dev/full")
+    supervisor = Supervisor(home)
+    try:
+        sleeper = supervise.server("sleeper", ["sleep", "1000"], supervise.WORKERS, signal.SIGTERM)
+        supervisor.start(tmp_path, [sleeper], os.environ)
+        until(lambda: supervisor.failing() == [])
+        pid = supervisor.states()["sleeper"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: supervisor.states()["sleeper"]["pid"] not in {0, pid})
+        until(lambda: any("No space left on device" in line for line in supervisor.said))
+    finally:
+        supervisor.stop()
+
+
 def test_the_next_up_carries_on_from_the_same_data(start: Start) -> None:
     first = start().wait_until_ready()
     token = (first.home / "admin.token").read_text()
@@ -79,6 +101,35 @@ def test_a_process_that_dies_is_started_again(start: Start) -> None:
     os.kill(before, signal.SIGKILL)
     service.wait_for("web had ended and was started again")
     assert service.pid_of("web") != before
+
+
+def test_a_program_writes_its_log_itself_and_up_keeps_it_small(start: Start) -> None:
+    service = start().wait_until_ready()
+    logs = service.home / "logs"
+    assert '"GET /readyz' in (logs / "web.log").read_text()
+    assert os.readlink(f"/proc/{service.pid_of('web')}/fd/2") == str(logs / "web.log")
+    with (logs / "web.log").open("ab") as web:
+        web.write(b"x" * LARGEST)
+    until(lambda: (logs / "web.log.1").exists() and (logs / "web.log").stat().st_size == 0)
+    httpx.get(f"{service.url}/after")
+    assert "/after" in (logs / "web.log").read_text()
+
+
+def test_what_a_failing_program_said_last_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home.at(tmp_path / "home")
+    words = ["sh", "-c", "echo said aloud; echo said to stderr >&2; exit 1"]
+    supervisor = Supervisor(home)
+    with home.locked():
+        supervisor.start(tmp_path, [supervise.server("odd", words, supervise.WORKERS, signal.SIGTERM)], os.environ)
+        try:
+            until(lambda: "said aloud" in home.log("odd").read_text() and supervisor.failing() == ["odd"])
+            readiness.explain(supervisor)
+        finally:
+            supervisor.stop()
+    shown = capsys.readouterr().out
+    assert f"last lines of {home.log('odd')}" in shown
+    assert "said aloud" in shown
+    assert "said to stderr" in shown
 
 
 def test_postgres_and_valkey_come_back_after_a_sigkill(start: Start) -> None:

@@ -94,6 +94,16 @@ def test_a_line_says_what_the_standard_library_would_say(line: dict[str, Any]) -
         assert json.loads(said) == json.loads(expected)
 
 
+@pytest.mark.parametrize("odd", [None, "null", "\u00e9", {1}, float("nan")])
+def test_all_lines_have_one_form(odd: object) -> None:
+    assert logs.to_line({"error": odd, "level": "INFO"}).endswith(',"level":"INFO"}')
+
+
+def test_a_line_that_says_nothing_of_something_takes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("the slow way"))
+    assert logs.to_line({"outcome": "completed", "error": None}) == '{"outcome":"completed","error":null}'
+
+
 def test_lines_below_the_level_are_not_written(written: io.StringIO) -> None:
     log.debug("quiet")
     assert written.getvalue() == ""
