@@ -23,7 +23,7 @@ from models.engine.tables import engine_appends, engine_configs, engine_control,
 from models.kernel.copying import copy_rows
 from models.kernel.errors import Conflict, Invalid, OrchestratorError, Unavailable
 from models.kernel.prepared import Prepared
-from models.kernel.session import plain_errors
+from models.kernel.session import plain_errors, to_json
 
 COLUMNS = tuple(column.name for column in engine_inputs.columns)
 ROWS_IN_CHUNK = 1024
@@ -31,6 +31,7 @@ FULL_SECONDS, STOPPED_SECONDS, BUSY_SECONDS = 5.0, 30.0, 1.0
 FEWEST_ROWS, MOST_ROWS = 1000, 1_000_000
 PARTS, FEWEST_PARTS = 16, 4
 MOST_TOTALS, OTHER = 1000, "other"
+OF_A_CUT = ("id", "symbol", "engine_timestamp_ms", "cut_start_ingest_seq", "cut_end_ingest_seq")
 
 _APPEND = Prepared(
     """
@@ -84,15 +85,19 @@ _COUNT = Prepared(
         "places": "jsonb",
     },
 )
-_SNAPSHOT = Prepared(
+_SNAPSHOTS = Prepared(
     """
-    SELECT ingest_seq, event FROM engine_inputs
-     WHERE symbol = %(symbol)s AND snapshot_ts_ms = %(engine_timestamp_ms)s
-       AND ingest_seq BETWEEN %(first_seq)s AND %(last_seq)s
-     ORDER BY ingest_seq DESC LIMIT 1
+    SELECT cut.id, found.ingest_seq, found.event
+      FROM jsonb_to_recordset(%(cuts)s) AS cut
+           (id text, symbol text, engine_timestamp_ms bigint, cut_start_ingest_seq bigint, cut_end_ingest_seq bigint),
+           LATERAL (
+            SELECT ingest_seq, event FROM engine_inputs
+             WHERE symbol = cut.symbol AND snapshot_ts_ms = cut.engine_timestamp_ms
+               AND ingest_seq BETWEEN cut.cut_start_ingest_seq AND cut.cut_end_ingest_seq
+             ORDER BY ingest_seq DESC LIMIT 1) AS found
     """,
     {},
-    {"symbol": "text", "engine_timestamp_ms": "bigint", "first_seq": "bigint", "last_seq": "bigint"},
+    {"cuts": "jsonb"},
 )
 _CUT_END = (
     select(engine_appends.c.last_seq).order_by(engine_appends.c.ingest_ts_ms.desc(), engine_appends.c.last_seq.desc())
@@ -248,10 +253,15 @@ def count_records(connection: Connection, after: int, upto: int) -> dict[str, di
     return counts
 
 
+def find_snapshots(connection: Connection, runs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """By run: the last SnapshotInputs of its symbol, for its timestamp, in its cut; runs without are not among them."""
+    cuts = to_json([{name: run[name] for name in OF_A_CUT} for run in runs])
+    return {row["id"]: (row["ingest_seq"], row["event"]) for row in _SNAPSHOTS.run(connection, {"cuts": cuts})}
+
+
 def find_snapshot(
     connection: Connection, symbol: str, engine_timestamp_ms: int, start: int, end: int
 ) -> tuple[int, str] | None:
     """The last SnapshotInputs of a symbol for this timestamp among the records from `start` to `end`."""
-    call = {"symbol": symbol, "engine_timestamp_ms": engine_timestamp_ms, "first_seq": start, "last_seq": end}
-    found = _SNAPSHOT.run(connection, call)
-    return (found[0]["ingest_seq"], found[0]["event"]) if found else None
+    cut = dict(zip(OF_A_CUT, ("", symbol, engine_timestamp_ms, start, end), strict=True))
+    return find_snapshots(connection, [cut]).get("")

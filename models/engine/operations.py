@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from models.engine import events, transitions
 from models.engine.canonical import canonical, normalise
@@ -59,12 +59,18 @@ class EngineName(NamedTuple):
 NO_ENGINE = EngineName()
 
 
+def take_runs(connection: Connection, job_ids: Sequence[int], worker: str) -> dict[int, Attempt]:
+    """Lease the jobs and start or resume their runs; answers, by job, those that were to be had. Raises LaneBusy."""
+    rows = transitions.TAKE(connection, [{"job_id": job_id} for job_id in job_ids], actor=worker)
+    return {row["job_id"]: attempt_of(row) for row in rows}
+
+
 def take_run(connection: Connection, job_id: int, worker: str) -> Attempt | None:
     """Lease the job and start or resume the run; None when it is no longer to be had. Raises LaneBusy."""
-    rows = transitions.TAKE(connection, [{"job_id": job_id}], actor=worker)
-    if not rows:
-        return None
-    row = rows[0]
+    return take_runs(connection, [job_id], worker).get(job_id)
+
+
+def attempt_of(row: Mapping[str, Any]) -> Attempt:
     return Attempt(
         job_id=row["job_id"],
         fence=row["fence"],
@@ -74,22 +80,26 @@ def take_run(connection: Connection, job_id: int, worker: str) -> Attempt | None
     )
 
 
-def settle_completed(
-    connection: Connection,
-    attempt: Attempt,
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended, as its run is told: the columns that change, and the decision that is told before."""
+
+    columns: Mapping[str, Any]
+    decision: Mapping[str, Any] | None = None
+
+
+def completion(
     result: Mapping[str, Any],
-    worker: str,
     *,
     snapshot_ingest_seq: int | None = None,
     elapsed_ms: float | None = None,
     engine: EngineName = NO_ENGINE,
-) -> Mapping[str, Any]:
-    """Record what the engine answered: `regime_output`, and with hysteresis `hysteresis_decision` and `state`.
+) -> End:
+    """The end with what the engine answered: `regime_output`, and with hysteresis `hysteresis_decision` and `state`.
 
-    With a decision `connection` must be a transaction: it is told just before the completion.
-    Raises LeaseLost when the attempt no longer owns the run, NotSerialisable.
+    Raises NotSerialisable.
     """
-    row = {
+    columns = {
         "to": COMPLETED,
         "payload": canonical(events.completed_payload(result["regime_output"])),
         "state": canonical(result["state"]) if result.get("state") is not None else None,
@@ -97,25 +107,37 @@ def settle_completed(
         "elapsed_ms": elapsed_ms,
         **engine.columns,
     }
-    if "hysteresis_decision" in result:
-        publish_decision(connection, attempt, result["hysteresis_decision"], worker)
-    return settle_run(connection, attempt, row, worker)
+    return End(columns, result.get("hysteresis_decision"))
 
 
-def settle_failed(
-    connection: Connection,
-    attempt: Attempt,
+def failing(
     error_kind: str,
     error_detail: str,
-    worker: str,
     *,
     snapshot_ingest_seq: int | None = None,
     elapsed_ms: float | None = None,
     engine: EngineName = NO_ENGINE,
-) -> Mapping[str, Any]:
-    """Record that the run has failed; the detail is kept as far as it is short. Raises LeaseLost."""
+) -> End:
+    """The end of a run that has failed; the detail is kept as far as it is short."""
     facts = {"snapshot_ingest_seq": snapshot_ingest_seq, "elapsed_ms": elapsed_ms, **engine.columns}
-    return settle_run(connection, attempt, failure(error_kind, error_detail) | facts, worker)
+    return End(failure(error_kind, error_detail) | facts)
+
+
+def settle_completed(
+    connection: Connection, attempt: Attempt, result: Mapping[str, Any], worker: str, **facts: Any
+) -> Mapping[str, Any]:
+    """Record what the engine answered; `facts` are those of `completion`. See `settle_runs` for the connection.
+
+    Raises LeaseLost when the attempt no longer owns the run, NotSerialisable.
+    """
+    return settle_run(connection, attempt, completion(result, **facts), worker)
+
+
+def settle_failed(
+    connection: Connection, attempt: Attempt, error_kind: str, error_detail: str, worker: str, **facts: Any
+) -> Mapping[str, Any]:
+    """Record that the run has failed; `facts` are those of `failing`. Raises LeaseLost."""
+    return settle_run(connection, attempt, failing(error_kind, error_detail, **facts), worker)
 
 
 def failure(error_kind: str, error_detail: str) -> dict[str, Any]:
@@ -130,33 +152,62 @@ def short(error_detail: str) -> str:
     return (storable(error_detail) or "")[:LONGEST_DETAIL]
 
 
-def settle_run(connection: Connection, attempt: Attempt, end: Mapping[str, Any], worker: str) -> Mapping[str, Any]:
-    rows = transitions.SETTLE(connection, [{**attempt.held, **end}], actor=worker)
-    if not rows:
-        raise lease_lost(attempt)
-    return rows[0]
+def settle_run(connection: Connection, attempt: Attempt, end: End, worker: str) -> Mapping[str, Any]:
+    (settled,) = settle_runs(connection, [(attempt, end)], worker)
+    if isinstance(settled, LeaseLost):
+        raise settled
+    return settled
+
+
+def settle_runs(
+    connection: Connection, ends: Sequence[tuple[Attempt, End]], worker: str
+) -> list[Mapping[str, Any] | LeaseLost]:
+    """Record how attempts ended; answers, in order, their runs, or LeaseLost for one that no longer owns its run.
+
+    With a decision among them `connection` must be a transaction: it is told just before the completion.
+    Raises NotSerialisable for a decision that is.
+    """
+    told = publish_decisions(connection, ends, worker) if any(end.decision is not None for _, end in ends) else set()
+    given = [{**attempt.held, **end.columns} for attempt, end in ends]
+    rows = {row["id"]: row for row in transitions.SETTLE(connection, given, actor=worker)}
+    if not told <= rows.keys():
+        raise LeaseLost("A decision was told of a run that was not completed")
+    return [rows.get(attempt.run_id) or lease_lost(attempt) for attempt, _ in ends]
 
 
 def lease_lost(attempt: Attempt) -> LeaseLost:
     return LeaseLost(f"The attempt under fence {attempt.fence} no longer owns {attempt.run_id}")
 
 
-def publish_decision(connection: Connection, attempt: Attempt, decision: Mapping[str, Any], worker: str) -> int:
-    """Tell the decision of a run that is about to be completed; answers its seq. Raises LeaseLost.
+def publish_decisions(connection: Connection, ends: Sequence[tuple[Attempt, End]], worker: str) -> set[str]:
+    """Tell the decisions of runs that are about to be completed, where the attempt still owns its run; answers which.
 
-    The job stays locked until the transaction ends, so that whoever tells it also completes the run.
+    All jobs stay locked until the transaction ends, so that whoever tells a decision also completes its run.
     """
-    mine = jobs.c.id == attempt.job_id, jobs.c.fence == attempt.fence
-    told_at = connection.scalar(select(now_ms()).select_from(jobs).where(*mine).with_for_update(of=jobs))
-    if told_at is None:
-        raise lease_lost(attempt)
+    fences = {attempt.job_id: attempt.fence for attempt, _ in ends}
+    mine = jobs.c.id == func.any(list(fences)), jobs.c.fence == func.any(list(fences.values()))
+    live = select(jobs.c.id, now_ms()).where(*mine).order_by(jobs.c.id).with_for_update(of=jobs)
+    told_at = {job_id: at for job_id, at in connection.execute(live)}
+    told = [
+        decision_row(connection, attempt, end.decision, told_at[attempt.job_id], worker)
+        for attempt, end in ends
+        if end.decision is not None and attempt.job_id in told_at
+    ]
+    if told:
+        connection.execute(insert(engine_outputs), told)
+    return {row["run_id"] for row in told}
+
+
+def decision_row(
+    connection: Connection, attempt: Attempt, decision: Mapping[str, Any], told_at: int, worker: str
+) -> dict[str, Any]:
+    """Tell the ledger of one decision; answers its output, under the ledger's number."""
     run = {**attempt.run, "attempts": attempt.number}
     event = normalise(events.decision_event(run, decision) | {events.OPERATIONAL: told_at})
     seq = tell_run(connection, attempt, worker, topic=events.DECIDED, body=event)
-    row = {"seq": seq, "run_id": attempt.run_id, "event_type": event["event_type"], "event": canonical(event)}
     of_run = {name: run[name] for name in ("symbol", "engine_timestamp_ms")}
-    connection.execute(insert(engine_outputs).values(**row, **of_run))
-    return seq
+    kept = {"event_type": event["event_type"], "event": canonical(event)}
+    return {"seq": seq, "run_id": attempt.run_id, **of_run, **kept}
 
 
 def tell_run(
@@ -212,9 +263,14 @@ def retry_run(
     return rows[0]
 
 
+def release_runs(connection: Connection, attempts: Sequence[Attempt], worker: str) -> int:
+    """Give attempts back that shall be made by somebody else; answers how many leases had not been lost."""
+    return len(transitions.RELEASE(connection, [each.held for each in attempts], actor=worker, reason="released"))
+
+
 def release_run(connection: Connection, attempt: Attempt, worker: str) -> bool:
-    """Give an attempt back that shall be made by somebody else; False when the lease was lost."""
-    return bool(transitions.RELEASE(connection, [attempt.held], actor=worker, reason="released"))
+    """Give an attempt back; False when the lease was lost."""
+    return release_runs(connection, [attempt], worker) == 1
 
 
 def lose_runs(connection: Connection, held: Sequence[Held]) -> int:

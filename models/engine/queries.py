@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, case, cast, func, select
+from sqlalchemy import BigInteger, Connection, RowMapping, Select, and_, case, cast, func, select, true
 
 from models.engine.cuts import Last
 from models.engine.states import ENDED, RUN, RUNNING
@@ -98,6 +98,16 @@ def find_state(connection: Connection, symbol: str, number: int, epoch: int = 0)
     mine = states.symbol == symbol, states.state_epoch == epoch, states.number < number
     found = select(engine_states.c.state).where(*mine).order_by(engine_states.c.number.desc()).limit(1)
     return connection.scalar(found)
+
+
+def find_states(connection: Connection, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By run: the hysteresis state that it begins with, as `find_state` says; runs without are not among them."""
+    before = engine_runs.c
+    states = engine_states.c
+    mine = states.symbol == before.symbol, states.state_epoch == before.state_epoch, states.number < before.number
+    newest = select(states.state).where(*mine).order_by(states.number.desc()).limit(1).lateral("newest")
+    found = select(before.id, newest.c.state).select_from(engine_runs.join(newest, true()))
+    return {row.id: row.state for row in connection.execute(found.where(before.id.in_([run["id"] for run in runs])))}
 
 
 def list_lasts(connection: Connection, symbols: Sequence[str]) -> dict[str, Last]:

@@ -1,49 +1,47 @@
-"""Carrying one run out: take, select, call the engine under a deadline, settle."""
+"""Carrying one run out: take, select, call the engine under a deadline, settle.
+
+Several that one message names are taken, looked at and settled in one statement each.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from models.engine import control, events, operations, transitions
 from models.engine.canonical import NotSerialisable
 from models.engine.config import HYSTERESIS, Config
-from models.engine.delays import retry_delays
 from models.engine.inputs import find_snapshot
-from models.engine.operations import NO_ENGINE, Attempt, EngineName
+from models.engine.operations import Attempt
 from models.engine.queries import find_state
-from models.engine.snapshots import SnapshotNotBuilt, engine_input
-from models.engine.tables import ENGINE_FAILURE, ENGINE_TIMEOUT, MISSING_INPUTS, SNAPSHOT_FAILURE
+from models.engine.tables import ENGINE_FAILURE
 from models.kernel import clock
 from models.kernel.backlog import park_job
 from models.kernel.errors import Conflict, LeaseLost, Unavailable
 from models.kernel.jobs import Work, register
 from models.kernel.logs import about
 from models.kernel.session import statement, transaction
-from models.kernel.settings import settings
 from models.kernel.transition import LaneBusy
 from models.kernel.webhooks.feeding import register_source
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
-from orchestrator_tasks.engine.hosts import Interrupt, Interrupted, call_engine
-from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
-from orchestrator_tasks.kernel.crew import Order, in_turn, orders_of
+from orchestrator_tasks.engine import together
+from orchestrator_tasks.engine.asking import decide
+from orchestrator_tasks.engine.hosts import Interrupt, Interrupted
+from orchestrator_tasks.engine.message import Message, Turn
+from orchestrator_tasks.engine.together import Given, Made, Outcome, worker
+from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, keeper
+from orchestrator_tasks.kernel.crew import Order, orders_of, told
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0
 PATIENCE_AT_SHUTDOWN = 3.0
-MISSING = "missing SnapshotInputs"
-FINAL = frozenset({MISSING_INPUTS, SNAPSHOT_FAILURE})
-"""What another attempt would only find again."""
+NOT_TAKEN = "not taken"
 
 MOST_TOGETHER = 16  # runs in one message
-HINT_SECONDS = 0.05  # between two hints that runs of one message have ended
 
 register(
     Work(
@@ -57,39 +55,94 @@ register(
 register_source(transitions.SUBJECT, events.PUBLIC_TOPICS, "symbol", "engine_mode")
 
 
-@dataclass(frozen=True)
-class Given:
-    """What an attempt starts from: its configuration, the selected record, the state before the run."""
-
-    config: Config
-    snapshot: tuple[int, str] | None
-    state: str | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: with what the engine answered, or with an error."""
-
-    result: Mapping[str, Any] | None = None
-    error_kind: str = ""
-    error_detail: str = ""
-    snapshot_ingest_seq: int | None = None
-    elapsed_ms: float | None = None
-    engine: EngineName = NO_ENGINE
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        names = ("snapshot_ingest_seq", "elapsed_ms", "engine")
-        return {name: getattr(self, name) for name in names}
-
-
 @app.task(name=transitions.TASK)
 def run(job_id: int, subject_id: str, others: Sequence[Order] = ()) -> str:
     """Carry out the jobs that are still owed, one after the other; answers what became of them, for Flower to show."""
+    first, *more = orders_of(job_id, subject_id, others)
+    return perform_all([first, *more]) if more else perform(*first)
+
+
+def perform_all(orders: Sequence[Order]) -> str:
+    """Take all in one statement, carry them out in turn, settle together; raises the first failure after all."""
+    turns = begin_all(orders)
+    message = Message(turns, settle_all)
+    message.became.update([NOT_TAKEN] * (len(orders) - len(turns)))
+    failures: list[Exception] = []
+    with message.wound_up_soon():
+        while not keeper.is_shutting_down() and (turn := message.next()):
+            try:
+                carry_out_turn(message, turn)
+            except Exception as error:  # its lease runs out; those behind it are not to wait for that
+                turn.lease.close()
+                failures.append(error)
+    if failures:
+        raise failures[0]
+    return told(message.became)
+
+
+def begin_all(orders: Sequence[Order]) -> list[Turn]:
+    """The turns of those that are to be had. Where one spoils a statement for all, each goes alone when its turn comes.
+
+    One of these is the symbol that a message names twice: its second run is taken when the first is settled.
+    """
     try:
-        return in_turn(orders_of(job_id, subject_id, others), perform)
-    finally:
-        endings.tell()
+        taken = together.take([job_id for job_id, _, _ in orders])
+    except Exception as error:
+        log.warning("taken one by one", extra={"error": str(error)})
+        return [Turn(order) for order in orders]
+    turns = [Turn(order, attempt) for order, attempt in zip(orders, taken, strict=True) if attempt is not None]
+    for turn in turns:
+        turn.hold(keeper)
+    attempts = [attempt for attempt in taken if attempt is not None]
+    try:
+        given: Sequence[Given | None] = together.look(attempts) if attempts else []
+    except Exception as error:
+        log.warning("looked at one by one", extra={"error": str(error)})
+        given = [None] * len(turns)
+    for turn, each in zip(turns, given, strict=True):
+        turn.given = each
+    return turns
+
+
+def carry_out_turn(message: Message, turn: Turn) -> None:
+    if turn.attempt is None:
+        message.note(turn, perform(*turn.order))
+        return
+    with about_attempt(turn.attempt):
+        message.note(turn, make(turn.attempt, turn.interrupt, turn.given))
+
+
+def settle_all(made: Sequence[Made]) -> Iterator[str]:
+    """Record what attempts came to; one that spoils it for all, or the database being away, lets each wait for itself.
+
+    They wait together: PATIENCE_SECONDS count for all from here on.
+    """
+    began = clock.monotonic()
+    try:
+        settled = together.settle(made)
+    except Exception as error:
+        log.warning("settled one by one", extra={"error": str(error)})
+        settled = [None] * len(made)
+    if ended := [each.attempt.run_id for each, row in zip(made, settled, strict=True) if isinstance(row, Mapping)]:
+        hints.ended(*ended, queue=transitions.QUEUE)
+    for each, row in zip(made, settled, strict=True):
+        with about_attempt(each.attempt):
+            yield settle_one(each, row, began)
+
+
+def settle_one(made: Made, row: Mapping[str, Any] | LeaseLost | None, began: float) -> str:
+    """What became of one; one that cannot be recorded at all keeps none of its companions from it."""
+    if isinstance(row, Mapping):
+        tell(made.outcome, row["state"])
+        return str(row["state"])
+    if isinstance(row, LeaseLost):
+        keep_evidence(made.attempt, made.outcome)
+        return "lease lost"
+    try:
+        return settle_alone(made, began)
+    except Exception:
+        log.exception("the outcome cannot be recorded")
+        return "not recorded"
 
 
 def perform(job_id: int, subject_id: str, _correlation_id: str | None) -> str:
@@ -97,13 +150,15 @@ def perform(job_id: int, subject_id: str, _correlation_id: str | None) -> str:
         attempt = take(job_id)
         if attempt is None:
             log.info("nothing to do: the job is gone, taken or not due")
-            return "not taken"
-        with about(**{name: attempt.run[name] for name in transitions.FACTS}, attempt=attempt.number):
+            return NOT_TAKEN
+        with about_attempt(attempt):
             return carry_out(attempt)
 
 
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
+def about_attempt(attempt: Attempt) -> contextlib.AbstractContextManager[None]:
+    facts = {name: attempt.run[name] for name in transitions.FACTS}
+    named = {"correlation_id": attempt.run_id, "run_id": attempt.run_id, "action": "engine_run"}
+    return about(**named, **facts, attempt=attempt.number)
 
 
 def take(job_id: int) -> Attempt | None:
@@ -116,21 +171,34 @@ def take(job_id: int) -> Attempt | None:
 
 
 def carry_out(attempt: Attempt) -> str:
-    """Make the attempt and record how it ended; one that was interrupted is made again by somebody else."""
+    """Make the attempt and record how it ended."""
+    interrupt = Interrupt()
+    with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
+        made = make(attempt, interrupt)
+    return made if isinstance(made, str) else settle_alone(made, clock.monotonic())
+
+
+def make(attempt: Attempt, interrupt: Interrupt, given: Given | None = None) -> Made | str:
+    """Make the attempt; one that was interrupted is made again by somebody else, and is answered by a word."""
     try:
-        interrupt = Interrupt()
-        with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
-            given = patiently(lambda: look(attempt))
-            if reason := interrupt.reason or (SHUTDOWN if keeper.is_shutting_down() else None):
-                raise Interrupted(reason)
-            outcome = decide(attempt, given, interrupt)
-        return end(attempt, given.config, outcome)
+        found = given or patiently(lambda: look(attempt))
+        if reason := interrupt.reason or (SHUTDOWN if keeper.is_shutting_down() else None):
+            raise Interrupted(reason)
+        return Made(attempt, found.config, decide(attempt, found, interrupt))
     except Interrupted as interrupted:
         return give_up(attempt, interrupted.reason)
+    except Unavailable as error:
+        log.error("the attempt could not be made; it is made again", extra={"error": error.message})
+        return "not recorded"
+
+
+def settle_alone(made: Made, began: float) -> str:
+    try:
+        return end(made.attempt, made.config, made.outcome, began)
     except LeaseLost:
         return "lease lost"
     except Unavailable as error:
-        log.error("the attempt could not be made or recorded; it is made again", extra={"error": error.message})
+        log.error("the attempt could not be recorded; it is made again", extra={"error": error.message})
         return "not recorded"
 
 
@@ -143,40 +211,6 @@ def look(attempt: Attempt) -> Given:
         restored = run["engine_mode"] == HYSTERESIS and snapshot is not None
         state = find_state(connection, run["symbol"], run["number"], run["state_epoch"]) if restored else None
     return Given(config, snapshot, state)
-
-
-def decide(attempt: Attempt, given: Given, interrupt: Interrupt) -> Outcome:
-    """Call the engine, if there is something to call it with. Raises Interrupted, Unavailable."""
-    if given.snapshot is None:
-        return Outcome(error_kind=MISSING_INPUTS, error_detail=MISSING)
-    seq, text = given.snapshot
-    try:
-        asked = engine_input(text, attempt.run["engine_timestamp_ms"])
-    except SnapshotNotBuilt as error:
-        return Outcome(error_kind=SNAPSHOT_FAILURE, error_detail=error.message, snapshot_ingest_seq=seq)
-    engine = given.config.engine
-    request = {"mode": attempt.run["engine_mode"], "input": asked}
-    if attempt.run["engine_mode"] == HYSTERESIS:
-        state = None if given.state is None else orjson.loads(given.state)
-        request |= {"state": state, "config": engine.hysteresis}
-    began = clock.monotonic()
-    answer = called(request, engine.timeout_ms / 1000, engine.memory_mb, interrupt)
-    elapsed_ms = round((clock.monotonic() - began) * 1000, 3)
-    name = EngineName(settings().engine_module, answer.get("engine_version"))
-    facts: dict[str, Any] = {"snapshot_ingest_seq": seq, "elapsed_ms": elapsed_ms, "engine": name}
-    if "ok" in answer:
-        return Outcome(result=answer["ok"], **facts)
-    return Outcome(error_kind=answer["error_kind"], error_detail=answer["error_detail"], **facts)
-
-
-def called(request: Mapping[str, Any], timeout: float, memory_mb: int, interrupt: Interrupt) -> Mapping[str, Any]:
-    """The engine's answer. A host that does not even keep the engine's time is ended by the keeper."""
-    try:
-        return call_engine(request, timeout, memory_mb, interrupt)
-    except Interrupted as interrupted:
-        if interrupted.reason != TIMEOUT:
-            raise
-        return {"error_kind": ENGINE_TIMEOUT, "error_detail": "the engine did not answer within its time"}
 
 
 def give_up(attempt: Attempt, reason: str) -> str:
@@ -192,45 +226,20 @@ def give_up(attempt: Attempt, reason: str) -> str:
     return "given back"
 
 
-def end(attempt: Attempt, config: Config, outcome: Outcome) -> str:
+def end(attempt: Attempt, config: Config, outcome: Outcome, began: float | None = None) -> str:
     """Record the outcome, or let the run wait for its next attempt."""
     try:
-        became = patiently(lambda: record(attempt, config, outcome))
+        became = patiently(lambda: record(attempt, config, outcome), began)
     except NotSerialisable as error:
         said = f"the engine's answer: {error.message}"
         outcome = Outcome(error_kind=ENGINE_FAILURE, error_detail=said, engine=outcome.engine)
-        became = patiently(lambda: record(attempt, config, outcome))
+        became = patiently(lambda: record(attempt, config, outcome), began)
     except LeaseLost:
         keep_evidence(attempt, outcome)
         raise
     tell(outcome, became)
-    endings.note(attempt.run_id)
-    return became
-
-
-class Endings:
-    """The runs of a message whose end nobody was told of yet: a hint wakes a dispatcher and all web processes.
-
-    The first is told at once, and what ends soon after it with the next, or at the message's end.
-    """
-
-    def __init__(self) -> None:
-        self.run_ids: list[str] = []
-        self.told_at = -HINT_SECONDS
-
-    def note(self, run_id: str) -> None:
-        self.run_ids.append(run_id)
-        if clock.monotonic() - self.told_at >= HINT_SECONDS:
-            self.tell()
-
-    def tell(self) -> None:
-        if self.run_ids:
-            hints.ended(*self.run_ids, queue=transitions.QUEUE)
-            self.run_ids.clear()
-            self.told_at = clock.monotonic()
-
-
-endings = Endings()
+    hints.ended(attempt.run_id, queue=transitions.QUEUE)
+    return str(became)
 
 
 def record(attempt: Attempt, config: Config, outcome: Outcome) -> str:
@@ -239,14 +248,13 @@ def record(attempt: Attempt, config: Config, outcome: Outcome) -> str:
         with door() as connection:
             ended = operations.settle_completed(connection, attempt, outcome.result, worker(), **outcome.facts)
             return str(ended["state"])
-    delays = retry_delays(config.engine_retry)
+    delay_ms = Made(attempt, config, outcome).retry_delay_ms
     why = outcome.error_kind, outcome.error_detail
     with statement() as connection:
-        if outcome.error_kind in FINAL or attempt.number >= len(delays):
+        if delay_ms is None:
             ended = operations.settle_failed(connection, attempt, *why, worker(), **outcome.facts)
         else:
-            facts = {"elapsed_ms": outcome.elapsed_ms, "engine": outcome.engine}
-            delay_ms = delays[attempt.number - 1]
+            facts: dict[str, Any] = {name: outcome.facts[name] for name in ("elapsed_ms", "engine")}
             ended = operations.retry_run(connection, attempt, *why, worker(), delay_ms=delay_ms, **facts)
     return str(ended["state"])
 
@@ -269,9 +277,12 @@ def keep_evidence(attempt: Attempt, outcome: Outcome) -> None:
         log.warning("what came too late was not kept", extra={"error": error.message})
 
 
-def patiently(act: Callable[[], Any]) -> Any:
-    """Do it once the database lets us; the fence decides whether it still counts. Raises LeaseLost, Unavailable."""
-    began = clock.monotonic()
+def patiently(act: Callable[[], Any], began: float | None = None) -> Any:
+    """Do it once the database lets us; the fence decides whether it still counts. Raises LeaseLost, Unavailable.
+
+    `began`: since when it is waited for, if not from here on.
+    """
+    began = clock.monotonic() if began is None else began
     pause = 0.05
     while True:
         try:

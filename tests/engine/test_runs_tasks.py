@@ -222,29 +222,11 @@ def test_a_job_that_is_gone_or_whose_lane_is_busy_is_not_taken(with_engine: Any)
     assert tasks.run(job_id=10**9, subject_id="nobody") == "not taken"
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The runs that each hint named."""
+def test_whoever_waits_for_a_run_is_told_that_it_has_ended(with_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(tasks, "endings", tasks.Endings())
     monkeypatch.setattr(hints, "ended", lambda *run_ids, queue: told.append((*run_ids, queue)))
-    return told
-
-
-def test_of_runs_that_end_shortly_after_each_other_the_first_is_told_at_once(time: Clock, told: list[Any]) -> None:
-    for run_id in ("a", "b", "c"):
-        tasks.endings.note(run_id)
-        time.now += 0.4 * tasks.HINT_SECONDS
-    assert told == [("a", "cpu")]
-    time.now += tasks.HINT_SECONDS
-    tasks.endings.note("d")
-    assert told == [("a", "cpu"), ("b", "c", "d", "cpu")]
-
-
-def test_no_run_of_a_message_stays_untold(with_engine: Any, told: list[Any]) -> None:
     configured()
     run = planned()
-    tasks.endings.told_at = tasks.clock.monotonic() + 60
     assert carry_out(run) == "completed"
     assert told == [(run["id"], "cpu")]
 

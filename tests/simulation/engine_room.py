@@ -25,7 +25,7 @@ from models.engine.lines import FORMAT, Writer
 from models.engine.operations import Attempt
 from models.engine.states import COMPLETED, DRAINED, FAILED, PLANNED, RUNNING, STARTED, WAITING
 from models.kernel.errors import LeaseLost
-from orchestrator_tasks.engine import tasks
+from orchestrator_tasks.engine import asking, tasks
 from orchestrator_tasks.engine.hosts import Interrupt
 from tests.engine.market import text_of
 
@@ -202,7 +202,7 @@ class Room:
         """The worker's look and decision."""
         work.given = tasks.look(work.attempt)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tasks, "call_engine", lambda request, *_: self.ask(request, work.attempt.number))
+            patch.setattr(asking, "call_engine", lambda request, *_: self.ask(request, work.attempt.number))
             work.outcome = tasks.decide(work.attempt, work.given, Interrupt())
 
     def record(self, work: Try) -> str:
