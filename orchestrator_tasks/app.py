@@ -16,10 +16,12 @@ from models.kernel.errors import OrchestratorError
 from models.kernel.processes import Presence, refuse_without_servers
 from models.kernel.schedules import declare
 from models.kernel.session import statement
+from orchestrator_tasks.events import TogetherToFlower
 from orchestrator_tasks.keeper import keeper
 
 app = Celery("orchestrator")
 app.config_from_object(celeryconfig)
+app.steps["consumer"].add(TogetherToFlower)
 
 presences: list[Presence] = []
 stop_heard, stop_said = os.pipe()

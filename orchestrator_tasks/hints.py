@@ -46,7 +46,7 @@ def owed(queue: str = "") -> None:
 
 def ended(*subject_ids: str, queue: str = "") -> None:
     """These ended: whoever waits for them may look, and their queue has room."""
-    send(*((OUTCOMES, subject_id) for subject_id in subject_ids), (WORK, queue))
+    send((OUTCOMES, " ".join(subject_ids)), (WORK, queue))
 
 
 class Bell:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 SHUTDOWN_GRACE_SECONDS = 2.0
-LONGEST_PAUSE, SHORTEST_PAUSE = 60.0, 0.02
+SHORTEST_PAUSE = 0.02
 
 TIMEOUT, LEASE_LOST, REVOKED, SHUTDOWN = "timeout", "lease_lost", "revoked", "shutdown"
 
@@ -66,10 +66,9 @@ class Keeper:
         """Keep this lease for the length of the block, and interrupt it when its time is up."""
         hold = Hold(job_id, fence, interrupt, clock.monotonic() + timeout_seconds)
         with self.changed:
-            is_first = not self.holds
             self.holds[fence] = hold
             self.start()
-            if is_first or self.interrupted_at(hold) < self.next_interruption:  # else they wake soon enough
+            if self.interrupted_at(hold) < self.next_interruption:  # else both wake soon enough by themselves
                 self.changed.notify_all()
         try:
             yield
@@ -97,8 +96,7 @@ class Keeper:
     def run(self, duty: Callable[[list[Hold]], None], due_at: Callable[[], float]) -> None:
         while True:
             with self.changed:
-                pause = due_at() - clock.monotonic() if self.holds else LONGEST_PAUSE
-                self.changed.wait(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE))
+                self.changed.wait(max(due_at() - clock.monotonic(), SHORTEST_PAUSE))
                 holds = list(self.holds.values())
             try:
                 duty(holds)
@@ -106,11 +104,11 @@ class Keeper:
                 log.exception("a pass of the keeper failed")
 
     def interruption_due_at(self) -> float:
-        """When the next of those that nobody has interrupted may have to be."""
+        """When the next of those that nobody has interrupted may have to be, or one that begins later."""
         moments = [self.interrupted_at(hold) for hold in self.holds.values() if not hold.interrupted]
         if moments and self.shutdown_at is not None:
             moments.append(self.shutdown_at)
-        self.next_interruption = min(moments, default=clock.monotonic() + LONGEST_PAUSE)
+        self.next_interruption = min([*moments, clock.monotonic() + settings().lease_seconds])
         return self.next_interruption
 
     def interrupted_at(self, hold: Hold) -> float:
@@ -134,7 +132,7 @@ class Keeper:
                 hold.end(LEASE_LOST)
 
     def renew_due(self, holds: list[Hold]) -> None:
-        """Renew three times within a lease; what failed is tried again soon."""
+        """Renew three times within a lease, whenever in it a hold began; what failed is tried again soon."""
         now = clock.monotonic()
         if now >= self.next_renewal:
             done = self.renew([hold for hold in holds if now < hold.deadline + GRACE_SECONDS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -17,15 +18,27 @@ CANARY = "doctor.canary"  # the task that only says that its queue is read
 MOST_SEARCHED = 10_000
 
 
+@contextlib.contextmanager
+def in_our_words() -> Iterator[None]:
+    """A broker that is away, or one that refuses and says why: out of memory, or a queue's key that is no list.
+
+    Raises Unavailable.
+    """
+    try:
+        yield
+    except redis.ResponseError as error:
+        raise Unavailable(f"The broker refused: {error}", code="broker_refused") from error
+    except redis.RedisError as error:
+        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
+
+
 def count_messages(queue: str) -> int:
     """How many messages wait in a queue, over all priorities. Raises Unavailable."""
-    try:
+    with in_our_words():
         pipeline = client().pipeline(transaction=False)
         for name in lists_of(queue):
             pipeline.llen(name)
         return sum(pipeline.execute())
-    except redis.RedisError as error:
-        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
 
 
 def publish(jobs: Sequence[Ready], together: int = 1) -> None:
@@ -47,13 +60,11 @@ def grouped(jobs: Sequence[Ready], together: int) -> Iterator[Sequence[Ready]]:
 
 def push(messages: Sequence[tuple[str, bytes]]) -> None:
     """Put messages into their lists in one round trip. Raises Unavailable."""
-    try:
+    with in_our_words():
         pipeline = client().pipeline(transaction=False)
         for name, each in messages:
             pipeline.lpush(name, each)
         pipeline.execute()
-    except redis.RedisError as error:
-        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error
 
 
 def publish_canary(queue: str, canary: str) -> None:
@@ -65,9 +76,7 @@ def publish_canary(queue: str, canary: str) -> None:
 def withdraw_canary(queue: str, canary: str) -> None:
     """Take back a canary that nobody read, so that none pile up in a queue without readers. Raises Unavailable."""
     name = list_of(queue, CRITICAL)
-    try:
+    with in_our_words():
         for each in client().lrange(name, 0, MOST_SEARCHED):
             if canary.encode() in each:
                 client().lrem(name, 1, each)
-    except redis.RedisError as error:
-        raise Unavailable("The broker cannot be reached", code="broker_unavailable") from error

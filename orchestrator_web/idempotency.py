@@ -54,6 +54,7 @@ def creating(view: View | None = None, *, together: bool = False, shared: bool =
     @functools.wraps(view)
     def create(*args: Any, **kwargs: Any) -> Response:
         wanted = repeatable()
+        g.commits_at_end = together or wanted is not None
         if wanted is not None:
             return answer_once(wanted, lambda connection: view(connection, *args, **kwargs))
         if shared:
@@ -114,7 +115,10 @@ def keep_instead(body: bytes) -> None:
 
 
 def after_commit(act: Callable[[], None]) -> None:
-    """Do this once the view's work is committed: a hint sent earlier would find nothing."""
+    """Do this once the view's work is committed, which may be now: a hint sent earlier would find nothing."""
+    if not g.commits_at_end:
+        act()
+        return
 
     @after_this_request
     def do(response: Response) -> Response:

@@ -138,10 +138,12 @@ class Outcomes:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF)
 
-    def hear(self, subject_id: str) -> None:
-        """A hint: what it names has ended. It may come before the caller waits, so it is remembered for a while."""
-        self.recent[subject_id] = None
-        self.recent.move_to_end(subject_id)
-        if len(self.recent) > RECENT_HINTS:
+    def hear(self, hint: str) -> None:
+        """What it names has ended. It may come before the caller waits, so it is remembered for a while."""
+        ended = hint.split(" ")
+        for subject_id in ended:
+            self.recent[subject_id] = None
+            self.recent.move_to_end(subject_id)
+        while len(self.recent) > RECENT_HINTS:
             self.recent.popitem(last=False)
-        self.ask(execution for execution in self.waiting if execution[0] == subject_id)
+        self.ask(execution for execution in self.waiting if execution[0] in ended)

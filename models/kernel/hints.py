@@ -6,7 +6,7 @@ No Redis in this room: the web and the tasks each speak it for themselves.
 from __future__ import annotations
 
 WORK = "orchestrator:work"  # "<queue>" owes work or has room: dispatchers, look; "" is all queues
-OUTCOMES = "orchestrator:outcomes"  # "<subject id> ..." ended: whoever waits, look
+OUTCOMES = "orchestrator:outcomes"  # "<subject id> <subject id> ..." ended: whoever waits, look
 CANARY_SECONDS = 60  # how long the answer to a canary can be heard
 
 

@@ -23,7 +23,7 @@ from models.kernel.jobs import CRITICAL, HIGH, LOW, NORMAL
 PRIORITIES = (CRITICAL, HIGH, NORMAL, LOW)
 SEPARATOR = ":"
 CORRELATION = "correlation"  # the header that carries a request's id to the worker
-LONGEST_REPR = 1024  # of what Flower shows
+LONGEST_REPR = 8192  # of what Flower shows: enough to find each job of a full message there
 EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 NOTHING_ASKED: dict[str, Any] = {
     "lang": "py",

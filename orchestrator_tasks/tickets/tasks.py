@@ -32,7 +32,7 @@ from orchestrator_tasks.kernel.crew import Crew, Order, orders_of, side_by_side
 from orchestrator_tasks.tickets import together
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
 from orchestrator_tasks.tickets.drivers.registry import driver
-from orchestrator_tasks.tickets.together import End, worker
+from orchestrator_tasks.tickets.together import End, Sight, worker
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ SETTLE_PATIENCE_SECONDS = 120.0
 SETTLE_PATIENCE_AT_SHUTDOWN = 3.0
 
 MOST_TOGETHER = 32  # tickets in one message
+SEEN_SECONDS = 0.05  # for which a look at all tickets of a message holds for each of them
 
 register(
     Work(
@@ -71,9 +72,10 @@ def crew() -> Crew:
 
 
 def perform_all(orders: Sequence[Order], crew: Crew) -> Iterator[str]:
-    """Take all in one statement, carry them out side by side, settle together what ends together."""
-    acts = [functools.partial(begin, order, attempt) for order, attempt in zip(orders, take_all(orders), strict=True)]
-    for results in crew.carry_out(acts):
+    """Take all in one statement, look at all in the next, carry them out, settle together what ends together."""
+    taken = take_all(orders)
+    whole = zip(orders, taken, look_at_all(taken), strict=True)
+    for results in crew.carry_out([functools.partial(begin, *each) for each in whole]):
         yield from (result for result in results if isinstance(result, str))
         yield from settle_all([result for result in results if not isinstance(result, str)])
 
@@ -86,12 +88,22 @@ def take_all(orders: Sequence[Order]) -> Sequence[Attempt | None]:
         return [None] * len(orders)
 
 
-def begin(order: Order, attempt: Attempt | None) -> str | End:
+def look_at_all(taken: Sequence[Attempt | None]) -> Sequence[Sight | None]:
+    attempts = [attempt for attempt in taken if attempt is not None]
+    try:
+        seen = iter(together.look(attempts) if attempts else [])
+    except Exception as error:  # the database is away, say
+        log.warning("looked at one by one", extra={"error": str(error)})
+        return [None] * len(taken)
+    return [None if attempt is None else next(seen) for attempt in taken]
+
+
+def begin(order: Order, attempt: Attempt | None, seen: Sight | None) -> str | End:
     """Carry out what was taken, for others to settle; what was not is tried by itself."""
     if attempt is None:
         return perform(*order)
     with about_order(*order):
-        outcome = carry_out(attempt)
+        outcome = carry_out(attempt, seen)
         return give_back(attempt) if outcome is None else (attempt, outcome)
 
 
@@ -162,7 +174,7 @@ def park(job_id: int) -> None:
         park_job(connection, job_id)
 
 
-def carry_out(attempt: Attempt) -> Outcome | None:
+def carry_out(attempt: Attempt, seen: Sight | None = None) -> Outcome | None:
     """Bring the command to the driver and say how it ended; None when it never got there."""
     log.info("execution started", extra={"command": attempt.command, "fence": attempt.fence})
     if reason := safety.refusal(attempt.command, attempt.params):
@@ -171,12 +183,12 @@ def carry_out(attempt: Attempt) -> Outcome | None:
     with keeper.holding(attempt.job_id, attempt.fence, attempt.timeout_seconds, interrupt):
         if keeper.is_shutting_down():
             return None
-        return drive(attempt, interrupt)
+        return drive(attempt, interrupt, seen)
 
 
-def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome | None:
+def drive(attempt: Attempt, interrupt: Interrupt, seen: Sight | None = None) -> Outcome | None:
     try:
-        cleared = look(attempt)
+        cleared = look(attempt, seen)
         if not isinstance(cleared, Command):
             return cleared
         return Outcome(COMPLETED, result=driver().carry_out(cleared, interrupt))
@@ -190,14 +202,16 @@ def drive(attempt: Attempt, interrupt: Interrupt) -> Outcome | None:
         return Outcome(FAILED, error=text, error_code=transitions.OUTCOME_UNKNOWN)
 
 
-def look(attempt: Attempt) -> Command | Outcome | None:
+def look(attempt: Attempt, seen: Sight | None) -> Command | Outcome | None:
     """The command that may go to the driver now, else how the attempt ends; None when it is to be given back.
 
     Read in a statement of its own, after the take committed: what was revoked meanwhile must not reach the
-    driver, and the take may have begun before an e-stop, or before the robot was owed a stop.
+    driver, and the take may have begun before an e-stop, or before the robot was owed a stop. What was `seen`
+    for all of a message just now is not asked again.
     """
-    looked_at = clock.monotonic()
-    clearance = together.LOOKS.go(attempt)
+    if seen is None or clock.monotonic() - seen.at > SEEN_SECONDS:
+        seen = together.LOOKS.go(attempt)
+    clearance = seen.clearance
     if clearance is None:
         return Outcome(CANCELLED, error="Revoked before it started", error_code=REVOKED)
     if clearance.emergency and attempt.command not in transitions.STOPPING:
@@ -211,7 +225,7 @@ def look(attempt: Attempt) -> Command | Outcome | None:
         target=attempt.target,
         fence=attempt.fence,
         not_after=attempt.not_after,
-        begin_by=looked_at + clearance.lease_left,
+        begin_by=seen.at + clearance.lease_left,
     )
 
 

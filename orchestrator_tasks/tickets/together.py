@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from models.kernel import clock
 from models.kernel.company import Company
 from models.kernel.errors import LeaseLost
 from models.kernel.session import statement
@@ -18,6 +19,13 @@ from models.tickets.queries import Clearance, find_clearances
 from orchestrator_tasks import hints
 
 End = tuple[Attempt, Outcome]
+
+
+class Sight(NamedTuple):
+    """What was seen of an attempt; None once its lease is gone. `at`: monotonic seconds when it was asked for."""
+
+    at: float
+    clearance: Clearance | None
 
 
 def worker() -> str:
@@ -30,10 +38,11 @@ def take(job_ids: Sequence[int]) -> list[Attempt | None]:
     return [taken.pop(job_id, None) for job_id in job_ids]  # of two that want the same, one gets it
 
 
-def look(attempts: Sequence[Attempt]) -> list[Clearance | None]:
+def look(attempts: Sequence[Attempt]) -> list[Sight]:
     with statement() as connection:
+        at = clock.monotonic()
         found = find_clearances(connection, [(each.job_id, each.fence, each.target) for each in attempts])
-    return [found.get(attempt.job_id) for attempt in attempts]
+    return [Sight(at, found.get(attempt.job_id)) for attempt in attempts]
 
 
 def settle(ends: Sequence[End]) -> list[Mapping[str, Any] | LeaseLost]:

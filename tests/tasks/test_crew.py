@@ -13,8 +13,9 @@ from models.kernel.errors import Conflict, Unavailable
 from orchestrator_tasks import publisher
 from orchestrator_tasks.dispatcher import Dispatcher
 from orchestrator_tasks.kernel import crew as crews
-from orchestrator_tasks.kernel.crew import Crew, Order, in_turn, side_by_side
+from orchestrator_tasks.kernel.crew import Crew, Order, side_by_side
 from orchestrator_tasks.tickets import tasks, together
+from tests.service.waiting import eventually
 from tests.tasks.conftest import Clock
 from tests.tasks.owed import Job, Owed, rows
 from tests.tasks.test_tickets import Recorder, driver
@@ -44,6 +45,29 @@ def test_all_acts_are_under_way_at_once() -> None:
     assert crew.claim(4) == 4
     ended = [each for got in crew.carry_out([lambda: gate.wait(DEADLINE_SECONDS)] * 4) for each in got]
     assert sorted(ended) == [0, 1, 2, 3]
+
+
+def test_what_ends_at_once_is_done_by_one_thread_and_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "ALONE_SECONDS", DEADLINE_SECONDS)
+    crew = Crew(8)
+    assert crew.claim(8) == 8
+    (told,) = crew.carry_out([threading.get_ident] * 8)
+    assert len(told) == 8
+    assert len(set(told)) == 1
+
+
+def test_one_message_alone_is_worked_through_at_a_time_and_others_wait_for_it_only_shortly() -> None:
+    crew, let_go = Crew(4), threading.Event()
+    assert crew.claim(4) == 4
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(lambda: list(crew.carry_out([lambda: let_go.wait(DEADLINE_SECONDS)])))
+        try:
+            eventually(crew.alone.locked)
+            quick = [each for told in crew.carry_out([lambda: "quick"] * 3) for each in told]
+            assert quick == ["quick"] * 3
+        finally:
+            let_go.set()
+        assert slow.result(DEADLINE_SECONDS) == [[True]]
 
 
 def test_what_has_ended_is_told_while_another_goes_on() -> None:
@@ -87,25 +111,6 @@ def test_what_finds_no_place_soon_goes_back_before_the_others_begin(returned: li
         return ["completed" for _ in some]
 
     assert side_by_side(orders(5), Crew(2), carry_out) == "completed 2, handed back 3"
-
-
-def test_in_turn_is_in_order() -> None:
-    done: list[Order] = []
-    assert in_turn(orders(3), lambda *order: str(done.append(order) or "completed")) == "completed 3"
-    assert done == orders(3)
-
-
-def test_what_could_not_begin_soon_goes_back(returned: list[int], time: Clock) -> None:
-    def slowly(*order: int | str | None) -> str:
-        time.now += 1
-        return "completed"
-
-    assert in_turn(orders(4), slowly) == "completed 1, handed back 3"
-    assert returned == [2, 3, 4]
-
-
-def test_one_job_is_told_by_its_outcome_alone() -> None:
-    assert in_turn(orders(1), lambda *_: "completed") == "completed"
 
 
 @pytest.mark.usefixtures("valkey")
@@ -163,6 +168,60 @@ def test_the_tickets_of_a_message_are_taken_and_settled_together(
     assert [job.ticket["state"] for job in jobs] == ["completed"] * 5
     assert [job.topics().count("execution_completed") for job in jobs] == [1] * 5
     assert rows("SELECT FROM jobs") == []
+
+
+def test_the_tickets_of_a_message_are_looked_at_together_after_they_were_taken(
+    driver: Recorder, owed: Owed, time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = counted(monkeypatch)
+    jobs = [owed(target=f"r-{number}") for number in range(5)]
+    assert execute(jobs) == "completed 5"
+    assert looks == [5]
+
+
+def test_who_comes_to_its_robot_late_looks_again(
+    driver: Recorder, owed: Owed, time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crews, "ALONE_SECONDS", DEADLINE_SECONDS)  # one after the other
+    looks = counted(monkeypatch)
+    jobs = [owed(target=f"r-{number}") for number in range(3)]
+
+    def act() -> None:
+        time.advance(2 * tasks.SEEN_SECONDS)
+        if len(driver.commands) == 1:
+            owed.cancel(jobs[1].ticket_id)
+
+    driver.act = act
+    assert execute(jobs) == "completed 2, lease lost 1"
+    assert looks == [3, 1, 1]
+    assert [command.ticket_id for command in driver.commands] == [jobs[0].ticket_id, jobs[2].ticket_id]
+
+
+def test_a_look_that_fails_for_all_is_followed_by_one_for_each(
+    driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = together.look
+
+    def away(attempts: Sequence[together.Attempt]) -> object:
+        monkeypatch.setattr(together, "look", look)
+        raise Unavailable("away", code="database_unavailable")
+
+    monkeypatch.setattr(together, "look", away)
+    assert execute([owed(target=f"r-{number}") for number in range(3)]) == "completed 3"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many attempts each look is about."""
+    looks: list[int] = []
+    look = together.look
+
+    def counting(attempts: Sequence[together.Attempt]) -> list[together.Sight]:
+        looks.append(len(attempts))
+        return look(attempts)
+
+    monkeypatch.setattr(together, "look", counting)
+    monkeypatch.setattr(together.LOOKS, "together", counting)
+    return looks
 
 
 def test_one_whose_driver_fails_does_not_touch_the_others(driver: Recorder, owed: Owed) -> None:

@@ -168,6 +168,40 @@ def test_holding_keeps_the_lease_for_the_length_of_the_block_and_lets_go_after_i
     assert keeper.holds == {}
 
 
+def test_who_begins_while_the_keeper_sleeps_wakes_it_only_to_end_before_it_would_wake(
+    owed: Owed, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep, woken = threading.Event(), []
+    notify, due_at = keeper.changed.notify_all, keeper.interruption_due_at
+    monkeypatch.setattr(keeper.changed, "notify_all", lambda: woken.append(notify()))
+    monkeypatch.setattr(keeper, "interruption_due_at", lambda: (due_at(), asleep.set())[0])
+    with keeper.holding(*held_by(owed), settings().lease_seconds * 2, Interrupt()):
+        assert asleep.wait(20)
+    woken.clear()
+    with keeper.holding(*held_by(owed), settings().lease_seconds * 2, Interrupt()):
+        assert woken == []
+    interrupt = Interrupt()
+    with keeper.holding(*held_by(owed), 0.05, interrupt):
+        assert len(woken) == 1
+        assert interrupt.wait(20) == "timeout"
+
+
+def test_a_lease_that_begins_between_two_renewals_is_renewed_with_the_next(
+    keeper: Keeper, owed: Owed, time: Clock, statements: list[str]
+) -> None:
+    passes(keeper, time, 0)
+    time.advance(settings().lease_seconds / 4)
+    held = hold(owed, time)
+    statements.clear()
+    passes(keeper, time, settings().lease_seconds / 12, held)
+    assert len(statements) == 1
+
+
+def held_by(owed: Owed) -> tuple[int, int]:
+    attempt = owed().take()
+    return attempt.job_id, attempt.fence
+
+
 def test_a_renewal_that_hangs_keeps_no_attempt_from_being_interrupted_at_its_time(
     owed: Owed, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

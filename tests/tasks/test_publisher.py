@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import redis
 from models.kernel.backlog import Ready
 from models.kernel.errors import Unavailable
 from models.kernel.jobs import CRITICAL, HIGH, LOW, NORMAL
-from models.kernel.messages import CORRELATION, list_of, lists_of
+from models.kernel.messages import CORRELATION, job_message, list_of, lists_of
 from models.kernel.messages import message as compose
 from orchestrator_tasks import publisher
 from orchestrator_tasks.app import app
-from orchestrator_tasks.tickets import tasks  # noqa: F401 - registers what the tickets owe
+from orchestrator_tasks.tickets import tasks
 
 PRIORITIES = (CRITICAL, HIGH, NORMAL, LOW)
 
@@ -71,6 +72,24 @@ def test_messages_of_one_priority_keep_their_order(valkey: redis.Redis) -> None:
     assert said == ["correlation-3", "correlation-1", "correlation-2"]
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: publisher.publish([ready()]),
+        lambda: publisher.count_messages("io"),
+        lambda: publisher.withdraw_canary("io", "a-canary"),
+    ],
+)
+def test_a_queue_s_key_that_is_no_list_is_told_as_that_and_not_as_a_broker_that_is_away(
+    valkey: redis.Redis, act: Callable[[], object]
+) -> None:
+    for name in lists_of("io"):
+        valkey.set(name, "somebody else's")
+    with pytest.raises(Unavailable, match="WRONGTYPE") as refused:
+        act()
+    assert refused.value.code == "broker_refused"
+
+
 def test_messages_do_not_wait_for_one_another(valkey: redis.Redis) -> None:
     publisher.publish([ready(1)])  # whatever a first use costs
     before = count_reads(valkey)
@@ -121,3 +140,10 @@ def test_a_broker_that_is_away_is_said_plainly() -> None:
         publisher.count_messages("io")
     with pytest.raises(Unavailable, match="broker"):
         publisher.publish([ready()])
+
+
+def test_flower_is_told_of_each_job_of_a_full_message() -> None:
+    ids = [f"tick-20260101-{number:08x}" for number in range(tasks.MOST_TOGETHER)]
+    ready = [Ready(10**9, "tickets.execute", each, "io", NORMAL, "0" * 36) for each in ids]
+    shown = json.loads(job_message(*ready))["headers"]["kwargsrepr"]
+    assert [each for each in ids if each not in shown] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,10 +66,23 @@ def test_a_worker_carries_out_what_the_dispatcher_sends_also_after_a_flush_and_a
     assert len(rows("SELECT FROM sim_motions")) == 3
 
 
+def test_what_a_worker_does_is_told_to_flower(worker: CeleryTestWorker, owed: Owed, valkey: redis.Redis) -> None:
+    with valkey.pubsub() as heard:
+        heard.psubscribe("*celeryev/task.*")
+        assert heard.get_message(timeout=20)  # it listens
+        owed("scan")
+        Dispatcher().refill("io")
+        told: set[str] = set()
+        while not {"task-received", "task-started", "task-succeeded"} <= told:
+            message = heard.get_message(timeout=20)
+            assert message, f"only {told} are told"
+            told |= {event["type"] for event in json.loads(base64.b64decode(json.loads(message["data"])["body"]))}
+
+
 def test_a_worker_logs_the_correlation_id_of_the_message_not_of_the_row(worker: CeleryTestWorker, owed: Owed) -> None:
     job = owed("scan")
     publisher.publish([Ready(job.id, "tickets.execute", job.ticket_id, "io", NORMAL, "from-the-header")])
     eventually(lambda: ended(job))
-    worker.assert_log_exists('"correlation_id": "from-the-header"')
+    worker.assert_log_exists('"correlation_id":"from-the-header"')
     assert worker.hostname() == "io@io"
     assert worker.worker_queue == "io"

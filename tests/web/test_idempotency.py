@@ -12,6 +12,7 @@ from flask import Flask, g
 from models.kernel.clients import Caller
 from models.tickets import operations
 from orchestrator_web import idempotency, sending
+from orchestrator_web.tickets import answers
 from tests.web.server import Server, own_logs, run
 from tests.web.service import DRIVE, Api, assert_problem, carry_out, counts, each, key_with, rows
 
@@ -128,6 +129,16 @@ def test_a_message_goes_out_after_the_commit_and_not_for_a_repetition(
         accepted = api.post("/execute", json={"ticket_id": ticket_id}, headers={**KEY, **ASYNC})
         assert accepted.status_code == 202
     assert seen == [1]
+
+
+def test_without_a_key_a_message_goes_out_before_its_answer_is_made(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket_id = api.create()["id"]
+    seen: list[Any] = []
+    accepted = answers.accepted
+    monkeypatch.setattr(sending, "send_or_hint", lambda _queue, _sent: seen.append(counts()["jobs"]))
+    monkeypatch.setattr(answers, "accepted", lambda row: seen.append("answer") or accepted(row))
+    assert api.post("/execute", json={"ticket_id": ticket_id}, headers=ASYNC).status_code == 202
+    assert seen == [1, "answer"]
 
 
 def test_a_view_that_answers_with_an_error_keeps_nothing(app: Flask) -> None:

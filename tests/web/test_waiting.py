@@ -96,6 +96,19 @@ def test_a_completed_execution_is_200_with_its_result(server: Server, bell: Any,
     run(scenario)
 
 
+def test_one_hint_names_all_that_ended_together(server: Server, bell: Any, only_hints: None) -> None:
+    async def scenario() -> None:
+        async with server.running():
+            tickets = [await created(server) for _ in range(3)]
+            clients = [await waiting_for(server, ticket_id) for ticket_id in tickets]
+            for ticket_id in tickets:
+                carry_out(ticket_id, Outcome("completed", result={}))
+            await hint(bell, " ".join(tickets))
+            assert [(await client).json()["ticket_id"] for client in clients] == tickets
+
+    run(scenario)
+
+
 def test_a_failed_execution_is_200_too_and_its_status_says_so(server: Server, bell: Any, only_hints: None) -> None:
     async def scenario() -> None:
         async with server.running():
