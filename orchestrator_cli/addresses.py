@@ -20,8 +20,19 @@ def base_url(chosen: Settings, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def local_url(chosen: Settings) -> str:
+    """Where the service of this home answers: what it said when it started, else what the settings name.
+
+    So a command in another terminal needs no PORT of its own.
+    """
+    try:
+        return Home.at(chosen.home).address.read_text().strip()
+    except OSError:
+        return base_url(chosen, chosen.port)
+
+
 def service_url(chosen: Settings) -> str:
-    return (chosen.service_url or base_url(chosen, chosen.port)).rstrip("/")
+    return (chosen.service_url or local_url(chosen)).rstrip("/")
 
 
 def service_token(chosen: Settings) -> str:

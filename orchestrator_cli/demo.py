@@ -12,7 +12,7 @@ import httpx
 
 from models.kernel.errors import OrchestratorError
 from models.kernel.settings import load
-from orchestrator_cli.addresses import base_url
+from orchestrator_cli.addresses import local_url
 from orchestrator_cli.errors import CannotStart
 from orchestrator_cli.home import Home
 from orchestrator_cli.screen import say
@@ -76,7 +76,7 @@ def connect() -> httpx.Client:
     except OSError:
         raise CannotStart(f"there is no admin token in {home.directory}", next_step=HINT) from None
     headers = {"Authorization": f"Bearer {token}"}
-    return httpx.Client(base_url=base_url(chosen, chosen.port), headers=headers, timeout=30, trust_env=False)
+    return httpx.Client(base_url=local_url(chosen), headers=headers, timeout=30, trust_env=False)
 
 
 def show(question: str, client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

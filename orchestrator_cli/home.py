@@ -4,7 +4,7 @@ home/
   admin.token        the operator's credential, mode 0600
   postgres/ valkey/  the embedded servers' data
   logs/              one file for each process, which writes it itself; rotated
-  run/               lock, members, scripts and the supervisor's configuration
+  run/               lock, address, members, scripts and the supervisor's configuration
 """
 
 from __future__ import annotations
@@ -113,6 +113,11 @@ class Home:
         """The directories of this home that have a place for sockets."""
         servers = (self.directory / "postgres", self.directory / "valkey")
         return (self.run, *(directory for directory in servers if directory.exists()))
+
+    @property
+    def address(self) -> Path:
+        """The file that says where the service which runs on this home answers."""
+        return self.run / "address"
 
     @property
     def token(self) -> Path:

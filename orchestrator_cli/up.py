@@ -69,6 +69,7 @@ def up(environ: Mapping[str, str], commands_from: Path = ROOT / "Procfile") -> N
             say()
         finally:
             bring_down(run.supervisor)
+            home.address.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -103,6 +104,7 @@ def bring_up(run: Run, environ: Mapping[str, str]) -> None:
         if "cpu" in run.commands:
             checks.engine()
         current.note(f"ports {run.chosen.port} and {run.chosen.flower_port} are free")
+    run.home.address.write_text(f"{base_url(run.chosen, run.chosen.port)}\n")
     servers = prepare_servers(run)
     environment = environment_for(run, environ)
     os.environ.update(environment)

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from models.engine.sections import near, shown
 from models.engine.tables import engine_workers
 from models.kernel.errors import InvalidSettings
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.processes import FORGET_SECONDS, FRESH_SECONDS, processes
 
 OPTIONS = "engine.hysteresis."

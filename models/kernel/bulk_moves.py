@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.kernel.dead_letters import letter_for
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.jobs import NORMAL, Spec
 from models.kernel.machine import Machine
 from models.kernel.metadata import metadata

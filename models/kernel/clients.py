@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from models.kernel import ids
 from models.kernel.errors import Conflict, Invalid, NotFound
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.ledger import note
 from models.kernel.metadata import metadata
 from models.kernel.parsers import PERMISSIONS

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from models.kernel.errors import Conflict, InProgress, Invalid
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.metadata import metadata
 from models.kernel.session import plain_errors
 from models.kernel.settings import settings

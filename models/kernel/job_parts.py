@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from models.kernel.expressions import among, seconds
 from models.kernel.jobs import Spec, fence_seq, jobs
 
 LANE_INDEX = "jobs_lane_leased_ix"
@@ -58,22 +59,8 @@ BY_FENCE = frozenset({Job.END, Job.RETURN, Job.RETRY})
 BY_JOB = BY_FENCE | {Job.LEASE, Job.END_UNSTARTED}
 
 
-def seconds(value: Any) -> Any:
-    """A number of seconds as an interval."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, value)
-
-
 def as_column(value: Any, kind: Any) -> Any:
     return value if hasattr(value, "label") else cast(literal(value), kind)
-
-
-def among(key: Any, wanted: Any) -> Any:
-    """Whether a key is one of a few wanted ones, said so that its own index is what the planner takes.
-
-    The acts are planned once a connection, often while their tables are nearly empty, and any index looks good then.
-    So every other condition beside this one is written in a way that fits no index.
-    """
-    return key == func.any(func.array(select(wanted).scalar_subquery()))
 
 
 def guard_of(job: Job, given: CTE) -> Any:

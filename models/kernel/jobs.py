@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy import Sequence as DatabaseSequence
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from models.kernel.expressions import among, seconds
 from models.kernel.metadata import metadata
 from models.kernel.settings import settings
 
@@ -174,8 +175,8 @@ _LIVE = (
 )
 _RENEW = (
     update(jobs)
-    .where(jobs.c.id == func.any(func.array(select(_LIVE.c.id).scalar_subquery())))
-    .values(lease_until=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds")))
+    .where(among(jobs.c.id, _LIVE.c.id))
+    .values(lease_until=func.clock_timestamp() + seconds(bindparam("seconds")))
     .returning(jobs.c.id, jobs.c.fence)
 )
 
@@ -202,7 +203,7 @@ def list_lost(connection: Connection, limit: int = 500) -> dict[str, list[Held]]
     None are listed until Postgres has been up for one lease, so that workers cut off by its restart can renew first.
     """
     since_start = func.clock_timestamp() - func.pg_postmaster_start_time()
-    rested = since_start > func.make_interval(0, 0, 0, 0, 0, 0, settings().lease_seconds)
+    rested = since_start > seconds(settings().lease_seconds)
     return _by_task(connection, [jobs.c.fence.is_not(None), jobs.c.lease_until < func.clock_timestamp(), rested], limit)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, DateTime, Integer, Table, Text, delet
 from sqlalchemy.dialects.postgresql import insert
 
 from models.kernel.errors import OrchestratorError
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.metadata import metadata
 from models.kernel.session import statement
 from models.kernel.settings import settings

@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, NotFound
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.ledger import note
 from models.kernel.metadata import metadata
 

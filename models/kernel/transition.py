@@ -46,6 +46,7 @@ from sqlalchemy.exc import IntegrityError
 
 from models.kernel import job_parts
 from models.kernel.errors import Conflict
+from models.kernel.expressions import among
 from models.kernel.jobs import Spec
 from models.kernel.ledger import ledger
 from models.kernel.machine import Machine
@@ -249,17 +250,17 @@ class Transition(Act):
         if self.job in job_parts.BY_JOB:
             held = job_parts.held(self.subject.kind, given, self.job)
             query = query.add_columns(held.c.job_id).where(
-                job_parts.among(table.c.id, held.c.subject_id), table.c.id == held.c.subject_id
+                among(table.c.id, held.c.subject_id), table.c.id == held.c.subject_id
             )
         else:
             revision = func.coalesce(given.c.revision, table.c.revision)
-            query = query.where(job_parts.among(table.c.id, given.c.id), table.c.id == given.c.id)
+            query = query.where(among(table.c.id, given.c.id), table.c.id == given.c.id)
             query = query.where(table.c.revision == revision)
         if self.job is Job.END_ANY:
             # Reading the count makes Postgres lock the jobs before the subjects. A subject that changed while this
             # waited for its lock may owe a job that this statement cannot see: it stays, and the caller looks again.
             held = job_parts.held_by_subject(self.subject.kind, given)
-            seen = select(table.c.id, table.c.revision).where(job_parts.among(table.c.id, given.c.id)).cte("seen")
+            seen = select(table.c.id, table.c.revision).where(among(table.c.id, given.c.id)).cte("seen")
             seen = seen.prefix_with("MATERIALIZED")
             query = query.where(table.c.id == seen.c.id, table.c.revision == seen.c.revision)
             query = query.where(select(func.count()).select_from(held).scalar_subquery() >= 0)
@@ -280,7 +281,7 @@ class Transition(Act):
         carried += [picked.c.job_id] if by_job else []
         carried += [given.c.delay_seconds] if self.job is Job.RETRY else []
         same = given.c.job_id == picked.c.job_id if by_job else given.c.id == picked.c.id
-        query = update(table).where(job_parts.among(table.c.id, picked.c.id), table.c.id == picked.c.id, same)
+        query = update(table).where(among(table.c.id, picked.c.id), table.c.id == picked.c.id, same)
         if several:
             query = query.where(target == func.any(bindparam("targets", sorted(self.targets), type_=job_parts.TEXTS)))
         query = query.values({**values, **self.set(table.c, given.c)})

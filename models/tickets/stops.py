@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select, true, update
 
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.tickets.tables import stop_orders
 
 LONGEST_BACKOFF_SECONDS = 5.0

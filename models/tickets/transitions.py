@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from models.kernel import jobs as kernel_jobs
 from models.kernel.dead_letters import answered_letters, letter_for
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.jobs import Spec, fence_seq
 from models.kernel.latch import is_engaged
 from models.kernel.transition import Birth, Job, Subject, Told, Transition

@@ -142,7 +142,7 @@ def replay(file: str | None, out: str | None, symbols: tuple[str, ...], **given:
             f"the replay parts from what was published at run {divergence.get('number', divergence['run_id'])}"
             f" of {divergence['symbol']}:"
             f" {divergence['event_type']} {divergence['field']}{by_whom(told)}",
-            next_step="" if given["isolated"] else AS_SERVED,
+            next_step=next_step_after(told, isolated=given["isolated"]),
             problem={"code": "diverged"},
         )
 
@@ -160,6 +160,14 @@ def in_words(told: dict[str, Any]) -> dict[str, Any]:
 
 def name_of(engine: dict[str, Any]) -> str:
     return f"{engine['engine_module']} {engine['engine_version'] or '-'}"
+
+
+def next_step_after(told: dict[str, Any], *, isolated: bool) -> str:
+    """What may find the reason of a divergence: the engine that made the runs, else a process as theirs was."""
+    if "engine" not in told:
+        return "" if isolated else AS_SERVED
+    module = told["recorded_engines"][0]["engine_module"]
+    return "" if module == told["engine"]["engine_module"] else f"--engine {module} replays with the one that made them"
 
 
 def by_whom(told: dict[str, Any]) -> str:

@@ -31,9 +31,10 @@ from orchestrator_tasks.engine import together
 from orchestrator_tasks.engine.asking import decide
 from orchestrator_tasks.engine.hosts import Interrupt, Interrupted
 from orchestrator_tasks.engine.message import Message, Turn
-from orchestrator_tasks.engine.together import Given, Made, Outcome, worker
+from orchestrator_tasks.engine.together import Given, Made, Outcome
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, keeper
 from orchestrator_tasks.kernel.crew import Order, orders_of, told
+from orchestrator_tasks.kernel.worker import worker
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from models.engine.queries import find_states
 from models.engine.tables import MISSING_INPUTS, SNAPSHOT_FAILURE
 from models.kernel.errors import LeaseLost
 from models.kernel.session import statement, transaction
+from orchestrator_tasks.kernel.worker import worker
 
 FINAL = frozenset({MISSING_INPUTS, SNAPSHOT_FAILURE})
 """What another attempt would only find again."""
@@ -62,10 +62,6 @@ class Made:
         delays = retry_delays(self.config.engine_retry)
         is_last = self.outcome.error_kind in FINAL or self.attempt.number >= len(delays)
         return None if self.outcome.result is not None or is_last else delays[self.attempt.number - 1]
-
-
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
 
 
 def take(job_ids: Sequence[int]) -> list[Attempt | None]:

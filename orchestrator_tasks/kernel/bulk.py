@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from models.kernel.session import statement, transaction
 from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import SHUTDOWN, TIMEOUT, keeper
+from orchestrator_tasks.kernel.worker import worker
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,6 @@ def run(job_id: int, subject_id: str) -> str:
         hints.ended(subject_id)
         log.info("operation left", extra={"outcome": ended})
         return ended
-
-
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
 
 
 def work(taken: Run, notice: Notice) -> str:

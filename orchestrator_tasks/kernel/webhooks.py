@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,7 @@ from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import keeper
 from orchestrator_tasks.kernel.places import Places
 from orchestrator_tasks.kernel.posting import SHUTDOWN, Answer, Call, Message, post
+from orchestrator_tasks.kernel.worker import worker
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +121,6 @@ def perform(job_id: int) -> str:
         # The lease runs out, and the reaper has the delivery tried again: at least once is what is promised.
         log.warning("the delivery's outcome could not be recorded", extra={"error": error.message})
         return "not recorded"
-
-
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
 
 
 def take(job_id: int) -> Row | None:

@@ -29,10 +29,11 @@ from orchestrator_tasks import hints
 from orchestrator_tasks.app import app
 from orchestrator_tasks.keeper import LEASE_LOST, REVOKED, SHUTDOWN, TIMEOUT, keeper
 from orchestrator_tasks.kernel.crew import Crew, Order, orders_of, side_by_side
+from orchestrator_tasks.kernel.worker import worker
 from orchestrator_tasks.tickets import together
 from orchestrator_tasks.tickets.drivers.base import Command, DriverFailed, Interrupt, Interrupted
 from orchestrator_tasks.tickets.drivers.registry import driver
-from orchestrator_tasks.tickets.together import End, Sight, worker
+from orchestrator_tasks.tickets.together import End, Sight
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ What threads of this process ask for one at a time goes together too, when they 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from models.tickets import operations, transitions
 from models.tickets.operations import Attempt, Outcome
 from models.tickets.queries import Clearance, find_clearances
 from orchestrator_tasks import hints
+from orchestrator_tasks.kernel.worker import worker
 
 End = tuple[Attempt, Outcome]
 
@@ -26,10 +26,6 @@ class Sight(NamedTuple):
 
     at: float
     clearance: Clearance | None
-
-
-def worker() -> str:
-    return f"worker:{socket.gethostname()}"
 
 
 def take(job_ids: Sequence[int]) -> list[Attempt | None]:

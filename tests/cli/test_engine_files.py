@@ -199,6 +199,7 @@ def test_a_replay_by_another_engine_names_both(made: Path, how: tuple[str, ...])
     done = run(made, *words)
     assert "recorded engines examples.regime_engine.engine 1.2.0 (1 runs)" in " ".join(done.stdout.split())
     assert "examples.regime_engine.engine 1.2.0 made the runs, other_engine 2 replayed them" in done.stderr
+    assert "next: --engine examples.regime_engine.engine replays with the one that made them" in done.stderr
 
 
 def test_another_version_is_told_also_where_nothing_differs(made: Path) -> None:

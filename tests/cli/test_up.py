@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.kernel.settings import load
 from orchestrator_cli import readiness, supervise
+from orchestrator_cli.addresses import service_url
 from orchestrator_cli.embedded.postgres import Postgres
 from orchestrator_cli.home import Home, socket_directory
 from orchestrator_cli.rotation import LARGEST
@@ -35,6 +37,8 @@ def test_up_ends_by_naming_the_addresses_the_token_and_a_curl_line_that_works(st
     assert curl[2] == f"Authorization: Bearer $(cat {token})"
     answer = httpx.get(curl[3], headers={"Authorization": f"Bearer {token.read_text().strip()}"})
     assert answer.status_code == 200
+    from_another_terminal = load({"ORCHESTRATOR_HOME": str(service.home)})
+    assert service_url(from_another_terminal) == service.url
 
 
 def test_ctrl_c_stops_everything_within_ten_seconds_and_leaves_no_process(start: Start) -> None:
@@ -44,6 +48,7 @@ def test_ctrl_c_stops_everything_within_ten_seconds_and_leaves_no_process(start:
     assert service.stop(signal.SIGINT) == 0
     assert time.monotonic() - began < 10
     assert service.alive() == []
+    assert not Home.at(service.home).address.exists()
 
 
 def test_sigterm_stops_everything_as_ctrl_c_does(start: Start) -> None:

@@ -18,7 +18,7 @@ from models.kernel import clock, ids
 from models.kernel.backoff import backoff_seconds
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, LeaseLost, NotFound
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.jobs import Held, jobs
 from models.kernel.settings import settings
 from models.kernel.webhooks.moves import (

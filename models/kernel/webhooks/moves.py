@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Integer, Text, and_, case, func, literal, null, or_, update
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models.kernel.job_parts import seconds
+from models.kernel.expressions import seconds
 from models.kernel.jobs import LOW, NORMAL, Spec
 from models.kernel.transition import Birth, Job, Subject, Told, Transition
 from models.kernel.webhooks.tables import (

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from models.kernel import ids
 from models.kernel.clients import Caller
 from models.kernel.errors import Conflict, IllegalTransition, NotFound
+from models.kernel.expressions import seconds
 from models.kernel.horizon import get_last_seq
-from models.kernel.job_parts import seconds
 from models.kernel.ledger import note
 from models.kernel.transition import Birth, Subject, Told, Transition
 from models.kernel.webhooks.signing import new_signing_secret
