@@ -90,6 +90,7 @@ class Crew:
     """Threads beside the worker's own, started as they are needed; `size` bounds how many are at work."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.pool = ThreadPoolExecutor(size, "crew")
         self.places = threading.Semaphore(size)
         self.turn = threading.Lock()
@@ -100,7 +101,7 @@ class Crew:
         until = clock.monotonic() + patience
         claimed = 0
         if self.turn.acquire(timeout=patience):
-            while claimed < most and self.places.acquire(timeout=max(0.0, until - clock.monotonic())):
+            while claimed < min(most, self.size) and self.places.acquire(timeout=max(0.0, until - clock.monotonic())):
                 claimed += 1
             self.turn.release()
         return claimed

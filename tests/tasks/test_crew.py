@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from models.kernel import clock
 from models.kernel.errors import Conflict, Unavailable
 from orchestrator_tasks import publisher
 from orchestrator_tasks.dispatcher import Dispatcher
@@ -100,6 +101,12 @@ def test_a_claim_gets_what_becomes_free_in_time_and_no_more() -> None:
     assert crew.claim(2) == 2
     assert crew.claim(3, patience=0.01) == 1
     assert crew.claim(1, patience=0.01) == 0
+
+
+def test_a_claim_of_more_than_there_ever_are_waits_for_none_of_them() -> None:
+    began = clock.monotonic()
+    assert Crew(3).claim(4, patience=DEADLINE_SECONDS) == 3
+    assert clock.monotonic() - began < DEADLINE_SECONDS / 2
 
 
 # a message
