@@ -42,20 +42,28 @@ tally_position = Table(
     Column("seq", BigInteger, nullable=False),
 )
 
-_BUCKET_VALUES = ", ".join(f"('{edge}', {edge})" for edge in BUCKETS_MS) + ", ('+Inf', 'infinity'::float8)"
+_EDGES = ", ".join(f"-{edge}" for edge in reversed(BUCKETS_MS))
+_FITS = f"width_bucket(-elapsed_ms, ARRAY[{_EDGES}]::float8[])"
+"""Into how many of the finite buckets a duration falls: they are cumulative, so that these are the largest ones."""
+
+_BUCKETS = ", ".join(f"('{edge}', {rank})" for rank, edge in enumerate(["+Inf", *reversed(BUCKETS_MS)]))
+
+# Counted first, told apart afterwards: what is told apart are a few groups then, however many rows are new.
+_GROUPS = "subject_kind, from_state, to_state, topic, label, fits"
+_NEWS = f"{_GROUPS.replace('fits', f'{_FITS} AS fits')}, count(*)::float8 AS times, sum(elapsed_ms) AS ms"
 
 _COUNTED = f"""
-    SELECT subject_kind, 'state' AS measure, to_state AS name, '' AS label, '' AS bucket, 1.0 AS value
+    SELECT subject_kind, 'state' AS measure, to_state AS name, '' AS label, '' AS bucket, times AS value
       FROM news WHERE to_state IS NOT NULL
     UNION ALL
-    SELECT subject_kind, 'state', from_state, '', '', -1.0 FROM news WHERE from_state IS NOT NULL
+    SELECT subject_kind, 'state', from_state, '', '', -times FROM news WHERE from_state IS NOT NULL
     UNION ALL
-    SELECT subject_kind, 'topic', topic, label, '', 1.0 FROM news
+    SELECT subject_kind, 'topic', topic, label, '', times FROM news
     UNION ALL
-    SELECT subject_kind, 'elapsed', topic, label, edge.name, 1.0
-      FROM news JOIN (VALUES {_BUCKET_VALUES}) AS edge (name, upto) ON elapsed_ms <= edge.upto
+    SELECT subject_kind, 'elapsed', topic, label, bucket.name, times
+      FROM news JOIN (VALUES {_BUCKETS}) AS bucket (name, rank) ON bucket.rank <= fits
     UNION ALL
-    SELECT subject_kind, 'elapsed', topic, label, 'sum', elapsed_ms FROM news WHERE elapsed_ms IS NOT NULL
+    SELECT subject_kind, 'elapsed', topic, label, 'sum', ms FROM news WHERE ms IS NOT NULL
 """  # noqa: S608 - built from the constants above
 
 _ROLL = text(
@@ -63,7 +71,8 @@ _ROLL = text(
     WITH old AS (
         SELECT seq FROM tally_position FOR UPDATE SKIP LOCKED
     ), news AS (
-        SELECT ledger.* FROM ledger, old WHERE ledger.seq > old.seq AND ledger.seq <= :upto
+        SELECT {_NEWS} FROM ledger, old WHERE ledger.seq > old.seq AND ledger.seq <= :upto
+         GROUP BY {_GROUPS}
     ), rolled AS (
         INSERT INTO tallies (kind, measure, name, label, bucket, value)
         SELECT subject_kind, measure, name, label, bucket, sum(value)
@@ -80,7 +89,9 @@ def reading(of_kind: str) -> TextClause:
     return text(
         f"""
         WITH news AS (
-            SELECT * FROM ledger WHERE seq > (SELECT seq FROM tally_position) {of_kind.format(kind="subject_kind")}
+            SELECT {_NEWS} FROM ledger
+             WHERE seq > (SELECT seq FROM tally_position) {of_kind.format(kind="subject_kind")}
+             GROUP BY {_GROUPS}
         )
         SELECT kind, measure, name, label, bucket, sum(value) AS value
           FROM (

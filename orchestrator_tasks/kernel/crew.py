@@ -3,8 +3,9 @@
 A message names one job or, when its queue drains fast, several (`tempo`). The thread that has such a message carries
 none of them out itself: a crew does, and the thread gathers what they come to, so that those which end together are
 recorded together. The crew sends one thread first, which does one after the other: what ends at once costs no hand-over
-between threads. What that thread has not begun within ALONE_SECONDS is begun by threads of its own. What finds no
-place soon goes back to the backlog, where other workers may have it: nothing waits long in one process's memory.
+between threads. What that thread has not begun within ALONE_SECONDS is begun by threads of its own; until then other
+messages wait for their turn, if it comes soon: side by side they would take longer each, and end in pieces. What finds
+no place soon goes back to the backlog, where other workers may have it: nothing waits long in one process's memory.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 SOON_SECONDS = 0.5
 ALONE_SECONDS = 0.02
+TURN_SECONDS = 0.1  # that a message waits for those before it, of which each holds its turn for ALONE_SECONDS
 HANDED_BACK = "handed back"
 
 
@@ -45,7 +47,7 @@ class Round(Generic[T]):
     def __init__(self, acts: Sequence[Callable[[], T]], leave: Callable[[], object]) -> None:
         self.left = deque(acts)
         self.ended: deque[T | Exception] = deque()
-        self.missing = len(acts)
+        self.count = self.missing = len(acts)
         self.leave = leave
         self.lock = threading.Lock()
         self.all_called = False
@@ -106,19 +108,14 @@ class Crew:
             self.turn.release()
         return claimed
 
-    def carry_out(self, acts: Sequence[Callable[[], T]]) -> Iterator[list[T]]:
+    def carry_out(self, prepare: Callable[[], Sequence[Callable[[], T]]]) -> Iterator[list[T]]:
         """Do these, in places that were claimed, none behind another that takes long; yields what they come to.
 
-        Raises the first failure, after all have ended.
+        `prepare` says what they are, just before they begin. Raises the first failure, after all have ended.
         """
-        of_these = Round(acts, self.places.release)
-        self.pool.submit(self.send_one, of_these)
-        if not of_these.ends_within(ALONE_SECONDS):
-            of_these.all_called = True
-            for _ in range(len(of_these.left)):
-                self.pool.submit(of_these.work)
+        of_these = self.begin(prepare)
         failures: list[Exception] = []
-        missing = len(acts)
+        missing = of_these.count
         while missing:
             got = of_these.gather()
             missing -= len(got)
@@ -127,14 +124,23 @@ class Crew:
         if failures:
             raise failures[0]
 
-    def send_one(self, of_these: Round[T]) -> None:
-        """Let one thread work; one message's at a time, since they would only share the interpreter."""
-        has_turn = self.alone.acquire(timeout=ALONE_SECONDS)
+    def begin(self, prepare: Callable[[], Sequence[Callable[[], T]]]) -> Round[T]:
+        """Send one thread, and the others if it takes long.
+
+        One message at a time, while its turn comes soon: they would only share the interpreter, and end in pieces.
+        """
+        has_turn = self.alone.acquire(timeout=TURN_SECONDS)
         try:
-            of_these.work()
+            of_these = Round(prepare(), self.places.release)
+            self.pool.submit(of_these.work)
+            if not of_these.ends_within(ALONE_SECONDS):
+                of_these.all_called = True
+                for _ in range(len(of_these.left)):
+                    self.pool.submit(of_these.work)
         finally:
             if has_turn:
                 self.alone.release()
+        return of_these
 
 
 def orders_of(job_id: int, subject_id: str, others: Sequence[Order]) -> list[Order]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from models.kernel import clock
@@ -75,8 +75,11 @@ def crew() -> Crew:
 def perform_all(orders: Sequence[Order], crew: Crew) -> Iterator[str]:
     """Take all in one statement, look at all in the next, carry them out, settle together what ends together."""
     taken = take_all(orders)
-    whole = zip(orders, taken, look_at_all(taken), strict=True)
-    for results in crew.carry_out([functools.partial(begin, *each) for each in whole]):
+
+    def prepare() -> list[Callable[[], str | End]]:
+        return [functools.partial(begin, *each) for each in zip(orders, taken, look_at_all(taken), strict=True)]
+
+    for results in crew.carry_out(prepare):
         yield from (result for result in results if isinstance(result, str))
         yield from settle_all([result for result in results if not isinstance(result, str)])
 

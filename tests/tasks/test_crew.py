@@ -44,7 +44,7 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_all_acts_are_under_way_at_once() -> None:
     crew, gate = Crew(4), threading.Barrier(4)
     assert crew.claim(4) == 4
-    ended = [each for got in crew.carry_out([lambda: gate.wait(DEADLINE_SECONDS)] * 4) for each in got]
+    ended = [each for got in crew.carry_out(lambda: [lambda: gate.wait(DEADLINE_SECONDS)] * 4) for each in got]
     assert sorted(ended) == [0, 1, 2, 3]
 
 
@@ -52,7 +52,7 @@ def test_what_ends_at_once_is_done_by_one_thread_and_told_at_once(monkeypatch: p
     monkeypatch.setattr(crews, "ALONE_SECONDS", DEADLINE_SECONDS)
     crew = Crew(8)
     assert crew.claim(8) == 8
-    (told,) = crew.carry_out([threading.get_ident] * 8)
+    (told,) = crew.carry_out(lambda: [threading.get_ident] * 8)
     assert len(told) == 8
     assert len(set(told)) == 1
 
@@ -61,10 +61,10 @@ def test_one_message_alone_is_worked_through_at_a_time_and_others_wait_for_it_on
     crew, let_go = Crew(4), threading.Event()
     assert crew.claim(4) == 4
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(lambda: list(crew.carry_out([lambda: let_go.wait(DEADLINE_SECONDS)])))
+        slow = pool.submit(lambda: list(crew.carry_out(lambda: [lambda: let_go.wait(DEADLINE_SECONDS)])))
         try:
             eventually(crew.alone.locked)
-            quick = [each for told in crew.carry_out([lambda: "quick"] * 3) for each in told]
+            quick = [each for told in crew.carry_out(lambda: [lambda: "quick"] * 3) for each in told]
             assert quick == ["quick"] * 3
         finally:
             let_go.set()
@@ -74,7 +74,7 @@ def test_one_message_alone_is_worked_through_at_a_time_and_others_wait_for_it_on
 def test_what_has_ended_is_told_while_another_goes_on() -> None:
     crew, let_go = Crew(3), threading.Event()
     crew.claim(3)
-    told = crew.carry_out([lambda: "quick", lambda: "quick", lambda: let_go.wait(DEADLINE_SECONDS) and "slow"])
+    told = crew.carry_out(lambda: [lambda: "quick", lambda: "quick", lambda: let_go.wait(DEADLINE_SECONDS) and "slow"])
     quick: list[object] = []
     while len(quick) < 2:
         quick += next(told)
@@ -90,7 +90,7 @@ def test_a_failure_is_raised_after_all_have_ended_and_every_place_is_free_again(
     crew = Crew(2)
     for _ in range(3):
         assert crew.claim(2, patience=DEADLINE_SECONDS) == 2
-        told = itertools.chain.from_iterable(crew.carry_out([fail, lambda: "good"]))
+        told = itertools.chain.from_iterable(crew.carry_out(lambda: [fail, lambda: "good"]))
         assert next(told) == "good"
         with pytest.raises(RuntimeError):
             next(told)
@@ -136,7 +136,9 @@ def test_what_cannot_be_handed_back_keeps_no_places(owed: Owed, away: threading.
     away.set()
     crew = Crew(1)
     for _ in range(3):
-        said = side_by_side(orders(2), crew, lambda some, of: itertools.chain(*of.carry_out([lambda: "completed"])))
+        said = side_by_side(
+            orders(2), crew, lambda some, of: itertools.chain(*of.carry_out(lambda: [lambda: "completed"]))
+        )
         assert said == "completed 1, handed back 1"
 
 
