@@ -44,9 +44,13 @@ def owed(queue: str = "") -> None:
     send((WORK, queue))
 
 
-def ended(*subject_ids: str, queue: str = "") -> None:
-    """These ended: whoever waits for them may look, and their queue has room."""
-    send((OUTCOMES, " ".join(subject_ids)), (WORK, queue))
+def ended(*subject_ids: str, queue: str | None = "") -> None:
+    """These ended: whoever waits for them may look, and dispatchers whether their queue, or any, owes work now.
+
+    Without a queue no dispatcher is woken: one that has more than it may send looks by itself.
+    """
+    of_work = [] if queue is None else [(WORK, queue)]
+    send((OUTCOMES, " ".join(subject_ids)), *of_work)
 
 
 class Bell:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping, and_, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models.engine.tables import engine_outputs, engine_publications
-from models.kernel.horizon import find_horizon, get_last_seq
+from models.kernel.horizon import find_horizon
 from models.kernel.ledger import ledger
 from models.kernel.tallies import tally_position
 
@@ -43,7 +43,7 @@ def list_outputs(
 
     `filters` are exact, on symbol, event_type and run_id; `upto` must be decided.
     """
-    indexed = "run_id" in filters or ("symbol" in filters and "event_type" not in filters)
+    indexed = not filters or "run_id" in filters or ("symbol" in filters and "event_type" not in filters)
     end = upto if indexed else min(after + WINDOW, upto)
     where = and_(
         engine_outputs.c.seq > after,
@@ -77,9 +77,8 @@ def count_pending(connection: Connection, cap: int = COUNT_CAP) -> int:
 
 
 def is_due(connection: Connection) -> bool:
-    """Whether the ledger has grown since the last push."""
-    publication = find_publication(connection)
-    return publication is None or get_last_seq(connection) > publication["seq"]
+    """Whether an output waits. Whatever else the ledger is told is no reason to look what is decided."""
+    return count_pending(connection, 1) > 0
 
 
 def hold_publication(connection: Connection) -> int | None:

@@ -49,7 +49,10 @@ def to_json(value: Any) -> str:
 
 
 def connect_options(chosen: Settings, planner: str) -> dict[str, Any]:
-    """libpq options: every wait on the server has a deadline, a dead network is noticed in 10 s."""
+    """libpq options: every wait on the server has a deadline, a dead network is noticed in 10 s.
+
+    No statement is worth processes of its own: starting them takes longer than any of ours.
+    """
     limits = {
         "lock_timeout": int(chosen.lock_timeout * 1000),
         "statement_timeout": int(chosen.statement_timeout * 1000),
@@ -57,7 +60,7 @@ def connect_options(chosen: Settings, planner: str) -> dict[str, Any]:
     }
     return {
         "options": " ".join(f"-c {name}={value}" for name, value in limits.items())
-        + f" -c timezone=UTC -c jit=off {planner}",
+        + f" -c timezone=UTC -c jit=off -c max_parallel_workers_per_gather=0 {planner}",
         "connect_timeout": 5,
         "application_name": "orchestrator",
         "keepalives_idle": 5,

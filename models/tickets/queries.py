@@ -90,6 +90,17 @@ def count_tickets(connection: Connection, filters: Mapping[str, str]) -> tuple[i
     return min(found, COUNT_CAP), found > COUNT_CAP
 
 
+def outcomes_statement() -> Prepared:
+    """How executions of tickets ended."""
+    ids = bindparam("ids", None, type_=ARRAY(Text))
+    ended = ledger.c.subject_id == func.any(ids), ledger.c.topic.in_(OUTCOME_TOPICS)
+    told = select(ledger.c.subject_id, ledger.c.to_state, ledger.c.body)
+    return prepare(told.where(ledger.c.subject_kind == TICKET.kind, *ended), {"ids": "text[]"})
+
+
+OUTCOMES = outcomes_statement()
+
+
 def list_outcomes(connection: Connection, executions: Sequence[Execution]) -> dict[Execution, dict[str, Any]]:
     """The recorded outcomes of these (ticket id, execution) pairs, of those that have ended, in one statement.
 
@@ -97,15 +108,8 @@ def list_outcomes(connection: Connection, executions: Sequence[Execution]) -> di
     """
     if not executions:
         return {}
-    ids = sorted({ticket_id for ticket_id, _ in executions})
-    rows = connection.execute(
-        select(ledger.c.subject_id, ledger.c.to_state, ledger.c.body).where(
-            ledger.c.subject_kind == TICKET.kind,
-            ledger.c.subject_id.in_(ids),
-            ledger.c.topic.in_(OUTCOME_TOPICS),
-        )
-    )
-    found = {(row.subject_id, row.body["execution"]): {"status": row.to_state, **row.body} for row in rows}
+    rows = OUTCOMES.run(connection, {"ids": sorted({ticket_id for ticket_id, _ in executions})})
+    found = {(row["subject_id"], row["body"]["execution"]): {"status": row["to_state"], **row["body"]} for row in rows}
     return {pair: found[pair] for pair in executions if pair in found}
 
 

@@ -44,7 +44,8 @@ def look(attempts: Sequence[Attempt]) -> list[Sight]:
 def settle(ends: Sequence[End]) -> list[Mapping[str, Any] | LeaseLost]:
     with statement() as connection:
         settled = operations.settle_tickets(connection, ends, worker())
-    hints.ended(*(attempt.ticket_id for attempt, _ in ends), queue=transitions.QUEUE)
+    leaves_lane = any(attempt.command in transitions.MOVING for attempt, _ in ends)
+    hints.ended(*(attempt.ticket_id for attempt, _ in ends), queue=transitions.QUEUE if leaves_lane else None)
     return settled
 
 

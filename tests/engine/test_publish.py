@@ -14,6 +14,8 @@ from models.engine.config import read_config
 from models.kernel import clock
 from models.kernel.errors import Unavailable
 from models.kernel.hints import redis_url
+from models.kernel.horizon import get_last_seq
+from models.kernel.ledger import note
 from models.kernel.session import statement, transaction
 from orchestrator_tasks.engine import planner, publish
 from orchestrator_tasks.engine.publish import Publisher
@@ -66,6 +68,22 @@ def publisher() -> Publisher:
 def published(valkey: redis.Redis, stream: str) -> Entries:
     entries: Any = valkey.xrange(stream)
     return [fields for _, fields in entries]
+
+
+def test_what_else_the_ledger_is_told_makes_nothing_due(stream: str) -> None:
+    with statement() as connection:
+        assert control.get_status(connection)["state"] == "running"
+        assert not publications.is_due(connection)
+    finished_runs(1)
+    with statement() as connection:
+        assert publications.is_due(connection)
+    publisher().attempt()
+    with statement() as connection:
+        pushed = publications.find_publication(connection)
+        note(connection, "something_else", subject=("ticket", "t"), actor="test", correlation_id="c")
+        assert pushed is not None
+        assert get_last_seq(connection) > pushed["seq"]
+        assert not publications.is_due(connection)
 
 
 def test_outputs_are_pushed_in_order_with_what_consumers_choose_by(valkey: redis.Redis, stream: str) -> None:

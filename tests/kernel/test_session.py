@@ -112,6 +112,10 @@ def test_every_wait_on_the_server_has_a_deadline(database: str) -> None:
         assert alone(lambda c, name=name: c.scalar(text(f"SHOW {name}"))) == limit
 
 
+def test_no_statement_is_shared_out_to_processes_of_its_own(database: str) -> None:
+    assert alone(lambda c: c.scalar(text("SHOW max_parallel_workers_per_gather"))) == "0"
+
+
 def test_a_statement_commits_by_itself_and_a_transaction_together(connection: Connection) -> None:
     parcel.pack(connection, "a")
     with transaction() as whole:

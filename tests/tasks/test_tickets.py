@@ -16,6 +16,7 @@ from sqlalchemy import text
 from models.kernel import clock
 from models.kernel.backlog import wake_lanes
 from models.kernel.errors import Unavailable
+from models.kernel.hints import OUTCOMES, WORK
 from models.kernel.jobs import list_expired
 from models.kernel.session import statement, transaction
 from models.kernel.settings import settings as service_settings
@@ -67,6 +68,18 @@ def fails(error: Exception) -> Callable[[], object]:
         raise error
 
     return act
+
+
+@pytest.mark.parametrize(("command", "channels"), [("scan", {OUTCOMES}), ("drive", {OUTCOMES, WORK})])
+def test_dispatchers_are_told_of_an_end_only_where_a_lane_may_go_on(
+    driver: Recorder, owed: Owed, monkeypatch: pytest.MonkeyPatch, command: str, channels: set[str]
+) -> None:
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr(hints, "send", lambda *hints: sent.extend(hints))
+    job = owed(command)
+    assert execute(job) == "completed"
+    assert {channel for channel, _ in sent} == channels
+    assert (OUTCOMES, job.ticket_id) in sent
 
 
 def test_a_ticket_is_taken_driven_and_settled_once(driver: Recorder, owed: Owed) -> None:
