@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from celery import Celery, signals
+from celery.concurrency.thread import TaskPool
 
 import celeryconfig
 from models.kernel import logs
@@ -18,6 +19,7 @@ from models.kernel.schedules import declare
 from models.kernel.session import statement
 from orchestrator_tasks.events import TogetherToFlower
 from orchestrator_tasks.keeper import keeper
+from orchestrator_tasks.pool import WakingPool
 
 app = Celery("orchestrator")
 app.config_from_object(celeryconfig)
@@ -45,6 +47,8 @@ def log_as_json(**_: Any) -> None:
 def worker_is_made(sender: Any, **_: Any) -> None:
     """A worker that cannot call the engine must not take its runs: each would fail for good."""
     refuse_without_servers()
+    if sender.pool_cls is TaskPool:
+        sender.pool_cls = WakingPool
     if role_of(sender.hostname) == "cpu":
         from orchestrator_tasks.engine.announce import begin_worker
 
