@@ -67,7 +67,7 @@ class Ledgered(Collector):
         histograms: dict[tuple[str, str], dict[str, float]] = {}
         for _, measure, name, label, bucket, value in rows:  # type: ignore[attr-defined]
             if measure == "state":
-                states.add_metric([kind, name], value)
+                states.add_metric([kind, name], max(value, 0.0))  # the ledger never heard that the engine was made
             elif measure == "topic":
                 topics.add_metric([kind, name, label], value)
             else:

@@ -103,3 +103,10 @@ def test_of_an_engine_that_did_nothing_yet_the_numbers_are_nought(api: Api) -> N
     assert value(found, "orchestrator_buffer_depth") == 0
     assert found.get("orchestrator_buffer_age_ms") is None
     assert value(found, "orchestrator_publish_latency_ms_count") == 0
+
+
+def test_no_state_is_counted_below_zero(api: Api) -> None:
+    desk.running()
+    states = samples(api)["orchestrator_subjects"]
+    assert min(states.values()) == 0
+    assert states[("kind", "engine"), ("state", "running")] == 1
