@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 SOON_SECONDS = 0.5
 ALONE_SECONDS = 0.02
+GATHER_SECONDS = 0.02  # in which what began together may end together, to be recorded in one statement
 TURN_SECONDS = 0.1  # that a message waits for those before it, of which each holds its turn for ALONE_SECONDS
 HANDED_BACK = "handed back"
 
@@ -53,6 +54,7 @@ class Round(Generic[T]):
         self.all_called = False
         self.word: queue.SimpleQueue[None] = queue.SimpleQueue()
         """For who gathers: all has ended or, once everybody is called, one more has."""
+        self.is_over = threading.Event()
 
     def work(self) -> None:
         """Do what is left, one after the other."""
@@ -72,13 +74,16 @@ class Round(Generic[T]):
         with self.lock:
             self.missing -= 1
             is_last = self.missing == 0
+        if is_last:
+            self.is_over.set()
         if is_last or self.all_called:
             self.word.put(None)
 
     def gather(self) -> list[T | Exception]:
-        """What has ended and was not gathered before; waits until there is some."""
+        """What has ended and was not gathered before; waits until there is some, and a moment for what ends with it."""
         while not self.ended:
             self.word.get()
+        self.is_over.wait(GATHER_SECONDS)
         return [self.ended.popleft() for _ in range(len(self.ended))]
 
     def ends_within(self, seconds: float) -> bool:
