@@ -249,9 +249,8 @@ class Transition(Act):
         query = select(table.c.id, table.c.state.label("from_state"))
         if self.job in job_parts.BY_JOB:
             held = job_parts.held(self.subject.kind, given, self.job)
-            query = query.add_columns(held.c.job_id).where(
-                among(table.c.id, held.c.subject_id), table.c.id == held.c.subject_id
-            )
+            query = query.add_columns(held.c.job_id)
+            query = query.where(among(table.c.id, held.c.subject_id), table.c.id == held.c.subject_id)
         else:
             revision = func.coalesce(given.c.revision, table.c.revision)
             query = query.where(among(table.c.id, given.c.id), table.c.id == given.c.id)

@@ -10,7 +10,6 @@ no place soon goes back to the backlog, where other workers may have it: nothing
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
@@ -86,12 +85,6 @@ class Round(Generic[T]):
         self.is_over.wait(GATHER_SECONDS)
         return [self.ended.popleft() for _ in range(len(self.ended))]
 
-    def ends_within(self, seconds: float) -> bool:
-        with contextlib.suppress(queue.Empty):
-            self.word.get(timeout=seconds)
-            return True
-        return False
-
 
 class Crew:
     """Threads beside the worker's own, started as they are needed; `size` bounds how many are at work."""
@@ -138,7 +131,7 @@ class Crew:
         try:
             of_these = Round(prepare(), self.places.release)
             self.pool.submit(of_these.work)
-            if not of_these.ends_within(ALONE_SECONDS):
+            if not of_these.is_over.wait(ALONE_SECONDS):
                 of_these.all_called = True
                 for _ in range(len(of_these.left)):
                     self.pool.submit(of_these.work)

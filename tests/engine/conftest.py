@@ -1,6 +1,8 @@
-"""Fixtures for the engine's endpoints: those of the web, and callers with one permission each."""
+"""Fixtures for the engine: those of the web, callers with one permission each, and the gate of an engine that waits."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -15,3 +17,11 @@ __all__ = ["anonymous", "api", "app", "fresh_process", "reader", "server", "writ
 def writing(app: Flask) -> Api:
     """A caller who may read and write, and administer nothing."""
     return Api(app, key_with("read", "write", name="writing"))
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file; the engine of a test waits until it is gone."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    return gate

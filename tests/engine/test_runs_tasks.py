@@ -235,13 +235,6 @@ def test_whoever_waits_for_a_run_is_told_that_it_has_ended(with_engine: Any, mon
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    gate = tmp_path / "gate"
-    gate.touch()
-    return gate
-
-
-@pytest.fixture
 def in_background(with_engine: Any, gate: Path) -> Iterator[Callable[[dict[str, Any]], Future[str]]]:
     """Carries a run out up to the gate, in a thread."""
     with_engine("tests.engine.gated")

@@ -249,13 +249,6 @@ def test_what_fails_and_what_is_tried_again_are_recorded_beside_what_completes(w
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    gate = tmp_path / "gate"
-    gate.touch()
-    return gate
-
-
-@pytest.fixture
 def in_background(with_engine: Any, gate: Path) -> Iterator[Callable[[Runs], Future[str]]]:
     """Carries runs out in a thread, up to the one that finds its gate shut."""
     with_engine("tests.engine.gated")

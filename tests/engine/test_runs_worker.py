@@ -54,13 +54,6 @@ def start(database: str, valkey: redis.Redis, broker: str, tmp_path: Path) -> It
         worker.teardown()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    gate = tmp_path / "gate"
-    gate.touch()
-    return gate
-
-
 def gated(symbol: str, gate: Path, timestamp_ms: int = START_MS) -> dict[str, Any]:
     market = {**FULL["market"], "structure_levels": {"gate": str(gate)}}
     return inputs(timestamp_ms, symbol, market=market)
